@@ -1,0 +1,2 @@
+//! The `sworn` command.
+fn main() {}
