@@ -1,1 +1,59 @@
-//! sworn-commit
+//! Commitments: what is hashed, and how.
+//!
+//! **Owns** the hash trees and range proofs ([`tree`]), the commitments to tensors, token sequences, weight rows, programs
+//! and manifests, the layer-major [`trace`], and the [`witness`] that opens one element's inputs. **May depend on** `isa`
+//! and a keccak crate. **Must never** do I/O or know of a chain, a file or a GPU.
+#![forbid(unsafe_code)]
+
+use sha3::{Digest, Keccak256};
+
+pub mod manifest;
+pub mod sequence;
+pub mod tensor;
+pub mod trace;
+pub mod tree;
+pub mod witness;
+
+pub use manifest::{Manifest, ManifestError};
+pub use trace::{TraceBuilder, TraceDims, TraceTree};
+pub use tree::{Accumulator, Tree};
+
+/// A keccak256 digest.
+pub type Hash = [u8; 32];
+
+/// First byte of every preimage.
+pub(crate) mod tag {
+    pub(crate) const PAGE: u8 = 0x00;
+    pub(crate) const NODE: u8 = 0x01;
+    pub(crate) const LEAF: u8 = 0x02;
+    pub(crate) const OP_LIST: u8 = 0x03;
+    pub(crate) const ROW: u8 = 0x04;
+    pub(crate) const TRACE: u8 = 0x05;
+    pub(crate) const DESCRIPTOR: u8 = 0x06;
+    pub(crate) const MANIFEST: u8 = 0x07;
+    pub(crate) const SEQUENCE: u8 = 0x08;
+}
+
+/// keccak256 of the concatenated parts.
+pub fn keccak(parts: &[&[u8]]) -> Hash {
+    let mut h = Keccak256::new();
+    for p in parts {
+        h.update(p);
+    }
+    h.finalize().into()
+}
+
+/// Leaf of a weight row: `scales` pairs and elements as stored.
+pub fn row_leaf(row: &[u8]) -> Hash {
+    keccak(&[&[tag::ROW], row])
+}
+
+/// Leaf of a program descriptor.
+pub fn descriptor_leaf(descriptor: &sworn_isa::Descriptor) -> Hash {
+    keccak(&[&[tag::DESCRIPTOR], &descriptor.encode()])
+}
+
+/// The tree over a section's descriptors.
+pub fn section_tree(section: &sworn_isa::Section) -> Tree {
+    Tree::new(section.ops.iter().map(descriptor_leaf).collect())
+}

@@ -1,1 +1,113 @@
-//! sworn-engine
+//! Executes a model's program.
+//!
+//! **Owns** the [`Backend`]/[`Session`] interface that every executor implements and the `cpu` backend; generation, the
+//! teacher-forced pass and the replay of one layer's operators. **May depend on** `isa`, `commit`, `model`. **Must never**
+//! let a float decide an answer, know of a chain, or give other bits than [`sworn_isa::spec`] defines.
+
+use std::sync::Arc;
+
+use sworn_model::Model;
+use thiserror::Error;
+
+/// Why an execution failed.
+#[derive(Debug, Error)]
+pub enum EngineError {
+    /// The sequence does not fit.
+    #[error("{wanted} positions exceed the session's capacity of {capacity}: shorten the prompt or raise the limit")]
+    Capacity {
+        /// positions asked for
+        wanted: u64,
+        /// positions there are
+        capacity: u32,
+    },
+    /// A token outside the vocabulary.
+    #[error("token {token} is outside the vocabulary of {vocab}")]
+    Token {
+        /// the token
+        token: u32,
+        /// vocabulary size
+        vocab: u32,
+    },
+    /// The model cannot be executed here.
+    #[error("this model cannot be executed by the {backend} backend: {reason}")]
+    Unsupported {
+        /// backend's name
+        backend: &'static str,
+        /// what is missing
+        reason: String,
+    },
+    /// The device failed.
+    #[error("{backend} device error: {message}")]
+    Device {
+        /// backend's name
+        backend: &'static str,
+        /// as reported
+        message: String,
+    },
+    /// The caller's sink refused (disk full, cancelled).
+    #[error("execution stopped: {0}")]
+    Sink(String),
+}
+
+/// Result of this crate.
+pub type Result<T, E = EngineError> = std::result::Result<T, E>;
+
+/// Receives what a run exports, layer-major or position-major as the backend pleases; each (layer, position) once.
+pub trait ExportSink {
+    /// All exported tensors of one (layer, position), in program order, big-endian as committed. For the head (layer L + 1)
+    /// `position` is the position whose successor is selected.
+    fn export(&mut self, layer: u16, position: u32, tensors: &[&[u8]]) -> Result<()>;
+
+    /// Whether [`Self::export`] wants to be called at all.
+    fn wants_exports(&self) -> bool {
+        true
+    }
+
+    /// Whether [`Self::logits`] wants to be called for head rows.
+    fn wants_logits(&self) -> bool {
+        false
+    }
+
+    /// The logits (Q14) of a head row.
+    fn logits(&mut self, _position: u32, _logits: &[i32]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// A sink for runs whose trace nobody needs.
+pub struct NoExports;
+
+impl ExportSink for NoExports {
+    fn export(&mut self, _: u16, _: u32, _: &[&[u8]]) -> Result<()> {
+        Ok(())
+    }
+
+    fn wants_exports(&self) -> bool {
+        false
+    }
+}
+
+/// A loaded model on a device.
+pub trait Backend: Send + Sync {
+    /// `cpu` or `wgpu`.
+    fn name(&self) -> &'static str;
+    /// The device as its driver names it.
+    fn adapter(&self) -> String;
+    /// The model it executes.
+    fn model(&self) -> &Arc<Model>;
+    /// An empty sequence of at most `capacity` positions.
+    fn session(&self, capacity: u32) -> Result<Box<dyn Session>>;
+}
+
+/// One sequence: tokens so far and the cached exports of every layer.
+pub trait Session: Send {
+    /// Positions executed so far.
+    fn len(&self) -> u32;
+    /// Whether nothing was executed yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Executes `tokens` at the next positions: decode with one token, prefill or a teacher-forced pass with many, always the
+    /// same bits. The head runs for positions ≥ `head_from` (`u32::MAX`: for none). Returns their selected tokens.
+    fn extend(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>>;
+}
