@@ -1,1 +1,3 @@
 //! sworn-testkit
+
+pub mod cases;
