@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
+import {ITrees} from "../interfaces/ITrees.sol";
+
 /// @title Trees
 /// @notice The hashing of docs/protocol.md: domain-separated keccak256, binary trees padded with empty leaves, pages of
 /// tensors, range proofs.
@@ -23,22 +25,11 @@ library Trees {
     uint8 internal constant TAG_MANIFEST = 0x07;
     uint8 internal constant TAG_TOKENS = 0x08;
 
-    /// @notice a proof that ends too early, or goes on after its last step
-    error ProofLength(uint256 actual, uint256 expected);
-    /// @notice leaves [first, first + count) are not all in a tree of `leafCount`
-    error OutsideTree(uint256 first, uint256 count, uint256 leafCount);
-    /// @notice page data that is not as long as the tensor's shape says
-    error DataLength(uint256 actual, uint256 expected);
-    /// @notice a tree or sequence without a leaf does not exist
-    error NoLeaves();
-    /// @notice a node wholly beyond the leaf count that is not the empty subtree of its level
-    error NotEmpty(uint256 index, bytes32 actual, bytes32 expected);
-
     // ---------------------------------------------------------------------------------------------------- shape
 
     /// @notice ⌈log2 n⌉, the depth of a tree over n leaves
     function depth(uint256 n) internal pure returns (uint256 d) {
-        if (n == 0) revert NoLeaves();
+        if (n == 0) revert ITrees.NoLeaves();
         while ((uint256(1) << d) < n) ++d;
     }
 
@@ -50,7 +41,7 @@ library Trees {
     /// @notice how many bytes `count` pages from `first` carry: all of them full but the tensor's last
     function pagesLength(uint256 byteLength, uint256 first, uint256 count) internal pure returns (uint256) {
         uint256 pages = pageCount(byteLength);
-        if (count == 0 || first + count > pages) revert OutsideTree(first, count, pages);
+        if (count == 0 || first + count > pages) revert ITrees.OutsideTree(first, count, pages);
         return (first + count == pages ? byteLength : (first + count) * PAGE) - first * PAGE;
     }
 
@@ -145,7 +136,7 @@ library Trees {
         returns (bytes32 root)
     {
         uint256 n = nodes.length;
-        if (n == 0) revert NoLeaves();
+        if (n == 0) revert ITrees.NoLeaves();
         bytes32 empty = emptyRoot(level);
         assembly ("memory-safe") {
             let free := mload(0x40)
@@ -190,7 +181,7 @@ library Trees {
     ) internal pure returns (bytes32 root, uint256 next) {
         uint256 n = leaves.length;
         // `first` comes from public parameters or a u32 of the caller's; the sum cannot overflow for any that passes.
-        if (n == 0 || first >= leafCount || n > leafCount - first) revert OutsideTree(first, n, leafCount);
+        if (n == 0 || first >= leafCount || n > leafCount - first) revert ITrees.OutsideTree(first, n, leafCount);
         uint256 height = depth(leafCount);
         next = pos;
         assembly ("memory-safe") {
@@ -230,7 +221,7 @@ library Trees {
             }
             root := mload(base)
         }
-        if (next > proof.length) revert ProofLength(proof.length, next);
+        if (next > proof.length) revert ITrees.ProofLength(proof.length, next);
     }
 
     /// @notice the root of a tree over `leafCount` nodes of one level that holds `node` at `index`
@@ -239,7 +230,7 @@ library Trees {
         pure
         returns (bytes32 root, uint256 next)
     {
-        if (index >= leafCount) revert OutsideTree(index, 1, leafCount);
+        if (index >= leafCount) revert ITrees.OutsideTree(index, 1, leafCount);
         return climb(node, index, depth(leafCount), proof, pos);
     }
 
@@ -250,7 +241,7 @@ library Trees {
         returns (bytes32 root, uint256 next)
     {
         next = pos + height;
-        if (next > proof.length) revert ProofLength(proof.length, next);
+        if (next > proof.length) revert ITrees.ProofLength(proof.length, next);
         assembly ("memory-safe") {
             let free := mload(0x40)
             mstore8(free, TAG_NODE)
@@ -278,12 +269,12 @@ library Trees {
         uint256 pos
     ) internal pure returns (bytes32 root, uint256 next) {
         uint256 expected = pagesLength(byteLength, firstPage, pages);
-        if (data.length != expected) revert DataLength(data.length, expected);
+        if (data.length != expected) revert ITrees.DataLength(data.length, expected);
         return rangeRoot(hashPages(data), firstPage, pageCount(byteLength), proof, pos);
     }
 
     /// @notice all of `proof` has been used
     function done(bytes32[] calldata proof, uint256 pos) internal pure {
-        if (pos != proof.length) revert ProofLength(proof.length, pos);
+        if (pos != proof.length) revert ITrees.ProofLength(proof.length, pos);
     }
 }
