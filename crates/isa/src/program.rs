@@ -321,6 +321,9 @@ impl Program {
                             _ => exports.get(o.index as usize),
                         };
                         let Some(&at) = at else { return Err("an operand refers to an export that does not exist") };
+                        if o.kind == K::Cache && at >= op {
+                            return Err("a cached export is computed after its reader");
+                        }
                         if s.ops[at].div != 0 || !reads(&s.ops[at]) {
                             return Err("an operand does not have the size or type that the opcode reads");
                         }
