@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
+import {IChallenges} from "./interfaces/IChallenges.sol";
+import {IMarket, JobId, JobState} from "./interfaces/IMarket.sol";
+import {IModels} from "./interfaces/IModels.sol";
+import {INodes} from "./interfaces/INodes.sol";
+import {Trees} from "./lib/Trees.sol";
+
+/// @title Market
+/// @notice See IMarket.
+contract Market is IMarket, ReentrancyGuardTransient {
+    using SafeERC20 for IERC20;
+    using SafeCast for uint256;
+
+    /// @notice the instruction set's proofs of range hold for positions below this
+    uint32 public constant MAX_POSITIONS = 8192;
+    /// @notice where the burned part of a slash goes: nobody has its key, and an ERC-20 need not have a burn function
+    address public constant BURN = 0x000000000000000000000000000000000000dEaD;
+
+    uint256 private constant BPS = 10_000;
+
+    /// @inheritdoc IMarket
+    address public immutable token;
+    /// @inheritdoc IMarket
+    address public immutable models;
+    /// @inheritdoc IMarket
+    address public immutable nodes;
+    /// @inheritdoc IMarket
+    address public immutable challenges;
+
+    uint40 private immutable _acceptTimeout;
+    uint40 private immutable _submitTimeout;
+    uint40 private immutable _challengeWindow;
+    uint128 private immutable _minBond;
+    uint16 private immutable _bondFactorBps;
+    uint16 private immutable _latePenaltyBps;
+    uint16 private immutable _userShareBps;
+    uint16 private immutable _challengerShareBps;
+
+    /// What a job holds besides its escrow.
+    struct Held {
+        uint128 fees;
+        uint128 reward;
+    }
+
+    /// Sums of what this contract owes, by reason; together they are its token balance.
+    struct Totals {
+        uint128 escrow;
+        uint128 withdrawable;
+        uint128 fees;
+        uint128 rewards;
+    }
+
+    mapping(JobId jobId => Job) private _jobs;
+    mapping(JobId jobId => Held) private _held;
+    mapping(address account => uint256) private _withdrawable;
+    Totals private _totals;
+    uint256 private _nextJobId = 1;
+
+    constructor(address token_, address models_, address nodes_, address challenges_, Params memory p) {
+        token = token_;
+        models = models_;
+        nodes = nodes_;
+        challenges = challenges_;
+
+        _inRange("acceptTimeout", p.acceptTimeout, 1, type(uint32).max);
+        _inRange("submitTimeout", p.submitTimeout, 1, type(uint32).max);
+        _inRange("challengeWindow", p.challengeWindow, 1, type(uint32).max);
+        _inRange("minBond", p.minBond, 1, type(uint128).max);
+        _inRange("latePenaltyBps", p.latePenaltyBps, 0, BPS);
+        _inRange("challengerShareBps", p.challengerShareBps, 1, BPS - 1);
+        // Something is burned of every bond, so a node that is its own user and challenger loses by a slash.
+        _inRange("userShareBps", p.userShareBps, 0, BPS - 1 - p.challengerShareBps);
+
+        _acceptTimeout = p.acceptTimeout;
+        _submitTimeout = p.submitTimeout;
+        _challengeWindow = p.challengeWindow;
+        _minBond = p.minBond;
+        _bondFactorBps = p.bondFactorBps;
+        _latePenaltyBps = p.latePenaltyBps;
+        _userShareBps = p.userShareBps;
+        _challengerShareBps = p.challengerShareBps;
+    }
+
+    modifier onlyChallenges() {
+        if (msg.sender != challenges) revert NotChallenges(msg.sender, challenges);
+        _;
+    }
+
+    // ------------------------------------------------------------------------------------------------------ buy
+
+    /// @inheritdoc IMarket
+    function createJob(bytes32 modelId, address node, bytes calldata promptTokens, uint32 maxNew, uint128 maxPrice)
+        external
+        nonReentrant
+        returns (JobId jobId)
+    {
+        jobId = JobId.wrap(_nextJobId++);
+        Job storage j = _jobs[jobId];
+        j.user = msg.sender;
+        j.modelId = modelId;
+        j.maxNew = maxNew;
+        j.nIn = _checkPrompt(modelId, promptTokens, maxNew);
+        j.inputHash = Trees.tokensHash(promptTokens);
+
+        uint128 escrow = maxPrice;
+        if (node == address(0)) {
+            j.state = JobState.Open;
+            j.deadline = _after(_acceptTimeout);
+            emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
+        } else {
+            INodes.Ask memory ask;
+            (ask, escrow) = _priceAt(node, modelId, j.nIn, maxNew, maxPrice);
+            emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
+            _assign(jobId, j, node, ask, escrow);
+        }
+        j.escrow = escrow;
+        _totals.escrow += escrow;
+        _pull(msg.sender, escrow);
+    }
+
+    /// @inheritdoc IMarket
+    function cancelJob(JobId jobId) external nonReentrant {
+        Job storage j = _inState(jobId, JobState.Open);
+        if (msg.sender != j.user) revert NotUser(jobId, msg.sender, j.user);
+        j.state = JobState.Cancelled;
+        emit JobCancelled(jobId, j.escrow);
+        _endEscrow(jobId, j.user, j.escrow);
+    }
+
+    // ---------------------------------------------------------------------------------------------------- serve
+
+    /// @inheritdoc IMarket
+    function acceptJob(JobId jobId) external nonReentrant {
+        Job storage j = _inState(jobId, JobState.Open);
+        _notAfter(jobId, j.deadline);
+        uint128 ceiling = j.escrow;
+        (INodes.Ask memory ask, uint128 price) = _priceAt(msg.sender, j.modelId, j.nIn, j.maxNew, ceiling);
+        j.escrow = price;
+        _assign(jobId, j, msg.sender, ask, price);
+        if (ceiling > price) _endEscrow(jobId, j.user, ceiling - price);
+    }
+
+    /// @inheritdoc IMarket
+    function submitResult(JobId jobId, bytes calldata outputTokens, bytes32 layersRoot) external nonReentrant {
+        Job storage j = _inState(jobId, JobState.Assigned);
+        if (msg.sender != j.node) revert NotNode(jobId, msg.sender, j.node);
+        _notAfter(jobId, j.deadline);
+        j.nOut = _checkAnswer(j.modelId, outputTokens, j.maxNew);
+        j.outputHash = Trees.tokensHash(outputTokens);
+        j.layersRoot = layersRoot;
+        j.state = JobState.Submitted;
+        j.deadline = _after(_challengeWindow);
+        emit ResultSubmitted(jobId, msg.sender, outputTokens, layersRoot, _traceRoot(j), j.deadline);
+    }
+
+    function _assign(JobId jobId, Job storage j, address node, INodes.Ask memory ask, uint128 price) private {
+        uint256 scaled = uint256(price) * _bondFactorBps / BPS;
+        uint128 bond = scaled > _minBond ? scaled.toUint128() : _minBond;
+        j.state = JobState.Assigned;
+        j.node = node;
+        j.deadline = _after(_submitTimeout);
+        j.bond = bond;
+        j.perInputToken = ask.perInputToken;
+        j.perOutputToken = ask.perOutputToken;
+        emit JobAccepted(jobId, node, bond, j.deadline);
+        INodes(nodes).lockBond(node, bond);
+    }
+
+    // ------------------------------------------------------------------------------------------------------ end
+
+    /// @inheritdoc IMarket
+    function expire(JobId jobId) external nonReentrant {
+        Job storage j = _jobs[jobId];
+        JobState state = j.state;
+        if (state != JobState.Open && state != JobState.Assigned) revert WrongState(jobId, state, JobState.Assigned);
+        _onlyAfter(jobId, j.deadline);
+        j.state = JobState.Expired;
+        uint128 penalty;
+        if (state == JobState.Assigned) {
+            penalty = uint128(uint256(j.bond) * _latePenaltyBps / BPS);
+            INodes(nodes).takeBond(j.node, j.bond, penalty, false);
+            _credit(jobId, j.user, penalty);
+        }
+        emit JobExpired(jobId, j.escrow, penalty);
+        _endEscrow(jobId, j.user, j.escrow);
+    }
+
+    /// @inheritdoc IMarket
+    function finalize(JobId jobId) external nonReentrant {
+        Job storage j = _inState(jobId, JobState.Submitted);
+        _onlyAfter(jobId, j.deadline);
+        if (!IChallenges(challenges).settled(jobId)) revert UnderChallenge(jobId);
+        j.state = JobState.Final;
+
+        // The escrow is the price of the longest answer and this one is no longer, so nothing overflows.
+        uint128 escrow = j.escrow;
+        uint128 paid = j.nIn * j.perInputToken + j.nOut * j.perOutputToken;
+        emit JobFinalized(jobId, paid, escrow - paid);
+        _totals.escrow -= escrow;
+        _credit(jobId, j.user, escrow - paid);
+
+        uint128 fees = _held[jobId].fees;
+        if (fees != 0) {
+            _held[jobId].fees = 0;
+            _totals.fees -= fees;
+        }
+        _credit(jobId, j.node, uint256(paid) + fees);
+        INodes(nodes).releaseBond(j.node, j.bond, true);
+    }
+
+    /// @inheritdoc IMarket
+    function withdraw() external nonReentrant returns (uint256 amount) {
+        amount = _withdrawable[msg.sender];
+        if (amount == 0) revert NothingToWithdraw(msg.sender);
+        _withdrawable[msg.sender] = 0;
+        _totals.withdrawable -= uint128(amount);
+        emit Withdrawn(msg.sender, amount);
+        IERC20(token).safeTransfer(msg.sender, amount);
+    }
+
+    // ----------------------------------------------------------------------------------------------- challenges
+
+    /// @inheritdoc IMarket
+    function takeFee(address payer, JobId jobId, uint128 amount) external onlyChallenges nonReentrant {
+        _inState(jobId, JobState.Submitted);
+        _held[jobId].fees += amount;
+        _totals.fees += amount;
+        _pull(payer, amount);
+    }
+
+    /// @inheritdoc IMarket
+    function refundFee(address payer, JobId jobId, uint128 amount) external onlyChallenges nonReentrant {
+        _inState(jobId, JobState.Slashed);
+        Held storage h = _held[jobId];
+        if (amount > h.fees) revert NotHeld(jobId, h.fees, amount);
+        h.fees -= amount;
+        _totals.fees -= amount;
+        _credit(jobId, payer, amount);
+    }
+
+    /// @inheritdoc IMarket
+    function slash(JobId jobId) external onlyChallenges nonReentrant {
+        Job storage j = _inState(jobId, JobState.Submitted);
+        j.state = JobState.Slashed;
+        uint128 bond = j.bond;
+        uint128 compensation = uint128(uint256(bond) * _userShareBps / BPS);
+        uint128 reward = uint128(uint256(bond) * _challengerShareBps / BPS);
+        // The remainder, not a share: what rounding leaves is burned.
+        uint128 burned = bond - compensation - reward;
+        emit JobSlashed(jobId, j.node, bond, j.escrow, compensation, reward, burned);
+
+        _held[jobId].reward = reward;
+        _totals.rewards += reward;
+        INodes(nodes).takeBond(j.node, bond, bond, true);
+        _endEscrow(jobId, j.user, j.escrow);
+        _credit(jobId, j.user, compensation);
+        IERC20(token).safeTransfer(BURN, burned);
+    }
+
+    /// @inheritdoc IMarket
+    function payReward(JobId jobId, address to) external onlyChallenges nonReentrant {
+        _inState(jobId, JobState.Slashed);
+        uint128 reward = _held[jobId].reward;
+        if (reward == 0) revert NotHeld(jobId, 0, 1);
+        _held[jobId].reward = 0;
+        _totals.rewards -= reward;
+        _credit(jobId, to, reward);
+    }
+
+    // ---------------------------------------------------------------------------------------------------- views
+
+    /// @inheritdoc IMarket
+    function job(JobId jobId) external view returns (Job memory) {
+        return _jobs[jobId];
+    }
+
+    /// @inheritdoc IMarket
+    function nextJobId() external view returns (uint256) {
+        return _nextJobId;
+    }
+
+    /// @inheritdoc IMarket
+    function params() external view returns (Params memory) {
+        return Params(
+            _acceptTimeout,
+            _submitTimeout,
+            _challengeWindow,
+            _minBond,
+            _bondFactorBps,
+            _latePenaltyBps,
+            _userShareBps,
+            _challengerShareBps
+        );
+    }
+
+    /// @inheritdoc IMarket
+    function traceRoot(JobId jobId) external view returns (bytes32) {
+        Job storage j = _jobs[jobId];
+        return j.nOut == 0 ? bytes32(0) : _traceRoot(j);
+    }
+
+    /// @inheritdoc IMarket
+    function quote(bytes32 modelId, address node, uint32 nIn, uint32 maxNew) external view returns (uint256 price) {
+        (, price) = _priceAt(node, modelId, nIn, maxNew, type(uint128).max);
+    }
+
+    /// @inheritdoc IMarket
+    function withdrawable(address account) external view returns (uint256) {
+        return _withdrawable[account];
+    }
+
+    /// @inheritdoc IMarket
+    function totalEscrow() external view returns (uint256) {
+        return _totals.escrow;
+    }
+
+    /// @inheritdoc IMarket
+    function totalWithdrawable() external view returns (uint256) {
+        return _totals.withdrawable;
+    }
+
+    /// @inheritdoc IMarket
+    function totalFees() external view returns (uint256) {
+        return _totals.fees;
+    }
+
+    /// @inheritdoc IMarket
+    function totalRewards() external view returns (uint256) {
+        return _totals.rewards;
+    }
+
+    // --------------------------------------------------------------------------------------------------- checks
+
+    function _inState(JobId jobId, JobState expected) private view returns (Job storage j) {
+        j = _jobs[jobId];
+        if (j.state != expected) revert WrongState(jobId, j.state, expected);
+    }
+
+    function _notAfter(JobId jobId, uint40 deadline) private view {
+        if (block.timestamp > deadline) revert TooLate(jobId, block.timestamp, deadline);
+    }
+
+    function _onlyAfter(JobId jobId, uint40 deadline) private view {
+        if (block.timestamp <= deadline) revert TooEarly(jobId, block.timestamp, deadline);
+    }
+
+    function _after(uint40 delay) private view returns (uint40) {
+        return uint40(block.timestamp) + delay;
+    }
+
+    function _priceAt(address node, bytes32 modelId, uint32 nIn, uint32 maxNew, uint128 maxPrice)
+        private
+        view
+        returns (INodes.Ask memory ask, uint128)
+    {
+        ask = INodes(nodes).ask(node, modelId);
+        if (ask.maxTokens == 0) revert NotOffered(node, modelId);
+        uint256 tokens = uint256(nIn) + maxNew;
+        if (tokens > ask.maxTokens) revert MoreThanOffered(tokens, ask.maxTokens);
+        uint256 price = nIn * uint256(ask.perInputToken) + maxNew * uint256(ask.perOutputToken);
+        if (price > maxPrice) revert PriceOverCeiling(price, maxPrice);
+        return (ask, uint128(price));
+    }
+
+    function _checkPrompt(bytes32 modelId, bytes calldata tokens, uint32 maxNew) private view returns (uint32) {
+        (, uint32 vocab, uint32 maxPositions) = IModels(models).dimensions(modelId);
+        if (maxNew == 0) revert NoNewTokens();
+        uint256 nIn = _countTokens(tokens);
+        // The last token is selected but not run.
+        uint256 positions = nIn + maxNew - 1;
+        uint256 limit = maxPositions < MAX_POSITIONS ? maxPositions : MAX_POSITIONS;
+        if (positions > limit) revert TooManyPositions(positions, limit);
+        for (uint256 i; i < nIn; ++i) {
+            uint32 tok = _tokenAt(tokens, i);
+            if (tok >= vocab) revert TokenOutOfVocabulary(i, tok, vocab);
+        }
+        return uint32(nIn);
+    }
+
+    function _checkAnswer(bytes32 modelId, bytes calldata tokens, uint32 maxNew) private view returns (uint32) {
+        (, uint32 vocab,) = IModels(models).dimensions(modelId);
+        uint32[] memory stops = IModels(models).stopTokens(modelId);
+        uint256 nOut = _countTokens(tokens);
+        if (nOut > maxNew) revert AnswerTooLong(nOut, maxNew);
+        for (uint256 i; i < nOut; ++i) {
+            uint32 tok = _tokenAt(tokens, i);
+            if (tok >= vocab) revert TokenOutOfVocabulary(i, tok, vocab);
+            bool stop;
+            for (uint256 k; k < stops.length; ++k) {
+                if (tok == stops[k]) stop = true;
+            }
+            if (i + 1 < nOut) {
+                if (stop) revert StopTokenTooEarly(i, tok);
+            } else if (!stop && nOut != maxNew) {
+                revert StopTokenMissing(nOut, maxNew, tok);
+            }
+        }
+        return uint32(nOut);
+    }
+
+    function _countTokens(bytes calldata tokens) private pure returns (uint256) {
+        if (tokens.length == 0 || tokens.length % 4 != 0) revert TokenBytes(tokens.length);
+        return tokens.length / 4;
+    }
+
+    function _tokenAt(bytes calldata tokens, uint256 i) private pure returns (uint32 tok) {
+        // A slice per token would check its bounds twice; the caller counts only whole tokens.
+        assembly ("memory-safe") {
+            tok := shr(224, calldataload(add(tokens.offset, shl(2, i))))
+        }
+    }
+
+    function _traceRoot(Job storage j) private view returns (bytes32) {
+        return keccak256(
+            abi.encodePacked(
+                Trees.TAG_TRACE, j.modelId, j.inputHash, j.outputHash, j.nIn + j.nOut - 1, j.layersRoot
+            )
+        );
+    }
+
+    function _inRange(string memory name, uint256 actual, uint256 min, uint256 max) private pure {
+        if (actual < min || actual > max) revert ParameterOutOfRange(name, actual, min, max);
+    }
+
+    // ---------------------------------------------------------------------------------------------------- money
+
+    function _pull(address from, uint128 amount) private {
+        IERC20 t = IERC20(token);
+        uint256 before = t.balanceOf(address(this));
+        t.safeTransferFrom(from, address(this), amount);
+        uint256 received = t.balanceOf(address(this)) - before;
+        if (received != amount) revert TransferMismatch(received, amount);
+    }
+
+    function _endEscrow(JobId jobId, address user, uint128 amount) private {
+        _totals.escrow -= amount;
+        _credit(jobId, user, amount);
+    }
+
+    function _credit(JobId jobId, address account, uint256 amount) private {
+        if (amount == 0) return;
+        _withdrawable[account] += amount;
+        _totals.withdrawable += amount.toUint128();
+        emit Credited(account, amount, jobId);
+    }
+}

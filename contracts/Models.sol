@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IModels, ModelShape} from "./interfaces/IModels.sol";
+import {Descriptor} from "./lib/Descriptor.sol";
+import {Programs} from "./lib/Programs.sol";
+import {Trees} from "./lib/Trees.sol";
+
+/// @title Models
+/// @notice See IModels.
+contract Models is IModels {
+    /// @notice the instruction set this deployment can judge
+    uint16 public constant ISA_VERSION = 1;
+    /// @notice the instruction set's proofs of range hold for positions below this
+    uint32 public constant MAX_POSITIONS = 8192;
+    /// @notice operators of a section; an operator list is answered in one piece
+    uint16 public constant MAX_OPS = 64;
+    /// @notice every token of an answer is compared with every stop token
+    uint8 public constant MAX_STOPS = 16;
+    /// @notice answers of the deepest challenge
+    uint8 public constant MAX_DEPTH = 8;
+    /// @notice levels that one answer opens
+    uint8 public constant LEVELS_PER_ANSWER = 6;
+
+    // The packed manifest: where its fields begin.
+    uint256 private constant AT_ROOTS = 18;
+    uint256 private constant AT_WEIGHTS = 114;
+    uint256 private constant AT_TABLES = 150;
+    uint256 private constant AT_STOPS = 250;
+
+    mapping(bytes32 modelId => ModelShape) private _shapes;
+    mapping(bytes32 modelId => uint32[]) private _stops;
+    mapping(bytes32 modelId => address) private _publishers;
+    mapping(bytes32 modelId => uint8) private _depths;
+
+    // ------------------------------------------------------------------------------------------------- register
+
+    /// @inheritdoc IModels
+    function register(bytes calldata manifest, bytes calldata program, string calldata hint)
+        external
+        returns (bytes32 modelId)
+    {
+        modelId = Trees.hashTagged(Trees.TAG_MANIFEST, manifest);
+        if (exists(modelId)) revert ModelExists(modelId);
+
+        ModelShape memory s = _parse(manifest);
+        uint32[] memory stops = _parseStops(manifest, s.vocab);
+        uint256 largestTensor = _fold(s, program);
+
+        uint256 depth = _answers(uint256(s.layers) + 2) + _answers(_positions(s)) + 1
+            + _answers(Trees.pageCount(largestTensor)) + 1;
+        if (depth > MAX_DEPTH) revert TooDeep(depth, MAX_DEPTH);
+
+        _shapes[modelId] = s;
+        _stops[modelId] = stops;
+        _publishers[modelId] = msg.sender;
+        _depths[modelId] = uint8(depth);
+        emit ModelRegistered(modelId, msg.sender, manifest, program, hint);
+    }
+
+    function _parse(bytes calldata manifest) private pure returns (ModelShape memory s) {
+        if (manifest.length <= AT_STOPS) revert ManifestLength(manifest.length, AT_STOPS + 1);
+        uint256 expected = AT_STOPS + 1 + 4 * uint256(uint8(manifest[AT_STOPS]));
+        if (manifest.length != expected) revert ManifestLength(manifest.length, expected);
+
+        uint16 version = _u16(manifest, 0);
+        if (version != ISA_VERSION) revert IsaVersion(version, ISA_VERSION);
+        s.layers = _u16(manifest, 2);
+        // Layers are named by u16, and the head is layer L + 1.
+        _inRange("layers", s.layers, 1, type(uint16).max - 1);
+        s.vocab = _u32(manifest, 4);
+        _inRange("vocab", s.vocab, 1, type(uint32).max);
+        s.maxPositions = _u32(manifest, 8);
+        _inRange("maxPositions", s.maxPositions, 1, type(uint32).max);
+        for (uint256 i; i < 3; ++i) {
+            s.opCounts[i] = _u16(manifest, 12 + 2 * i);
+            s.sectionRoots[i] = _word(manifest, AT_ROOTS + 32 * i);
+        }
+        _inRange("embedOps", s.opCounts[0], 1, MAX_OPS);
+        _inRange("blockOps", s.opCounts[1], 1, MAX_OPS);
+        _inRange("headOps", s.opCounts[2], 1, MAX_OPS);
+        s.weights = _u32(manifest, AT_WEIGHTS);
+        s.weightsRoot = _word(manifest, AT_WEIGHTS + 4);
+        s.tables = _u32(manifest, AT_TABLES);
+        s.tablesRoot = _word(manifest, AT_TABLES + 4);
+    }
+
+    function _parseStops(bytes calldata manifest, uint32 vocab) private pure returns (uint32[] memory stops) {
+        uint256 n = uint8(manifest[AT_STOPS]);
+        _inRange("stops", n, 0, MAX_STOPS);
+        stops = new uint32[](n);
+        for (uint256 i; i < n; ++i) {
+            uint32 stop = _u32(manifest, AT_STOPS + 1 + 4 * i);
+            if (stop >= vocab) revert StopTokenOutOfVocabulary(i, stop, vocab);
+            stops[i] = stop;
+        }
+    }
+
+    /// Checks the three sections against the manifest and sets their export masks.
+    function _fold(ModelShape memory s, bytes calldata program) private pure returns (uint256 largestTensor) {
+        uint256 ops = uint256(s.opCounts[0]) + s.opCounts[1] + s.opCounts[2];
+        if (program.length != ops * Descriptor.BYTES) revert ProgramLength(program.length, ops * Descriptor.BYTES);
+
+        Programs.Bounds memory bounds = Programs.Bounds(s.layers, _positions(s), s.weights, s.tables);
+        uint256 begin;
+        uint256 previousExports;
+        for (uint8 i; i < 3; ++i) {
+            uint256 end = begin + s.opCounts[i] * Descriptor.BYTES;
+            if (i == Programs.BLOCK && s.layers > 1) {
+                // The first block follows the embedding, every other one a block: what it reads must be in both.
+                uint256 own = _exports(program[begin:end]);
+                if (own < previousExports) previousExports = own;
+            }
+            Programs.Section memory folded = Programs.fold(i, program[begin:end], previousExports, bounds);
+            if (folded.root != s.sectionRoots[i]) revert SectionRoot(i, folded.root, s.sectionRoots[i]);
+            s.exportMasks[i] = folded.exportMask;
+            if (folded.largestTensor > largestTensor) largestTensor = folded.largestTensor;
+            previousExports = folded.exports;
+            begin = end;
+        }
+    }
+
+    /// How many operators of a section are exported.
+    function _exports(bytes calldata descriptors) private pure returns (uint256 n) {
+        for (uint256 at = 2; at < descriptors.length; at += Descriptor.BYTES) {
+            n += uint8(descriptors[at]) & 1;
+        }
+    }
+
+    /// Positions that a job of this model can run.
+    function _positions(ModelShape memory s) private pure returns (uint256) {
+        return s.maxPositions < MAX_POSITIONS ? s.maxPositions : MAX_POSITIONS;
+    }
+
+    /// Answers from the root of a tree to its leaves.
+    function _answers(uint256 leafCount) private pure returns (uint256) {
+        return (Trees.depth(leafCount) + LEVELS_PER_ANSWER - 1) / LEVELS_PER_ANSWER;
+    }
+
+    // ---------------------------------------------------------------------------------------------------- views
+
+    /// @inheritdoc IModels
+    function exists(bytes32 modelId) public view returns (bool) {
+        return _shapes[modelId].layers != 0;
+    }
+
+    /// @inheritdoc IModels
+    function publisher(bytes32 modelId) external view returns (address) {
+        return _publishers[modelId];
+    }
+
+    /// @inheritdoc IModels
+    function shape(bytes32 modelId) external view known(modelId) returns (ModelShape memory) {
+        return _shapes[modelId];
+    }
+
+    /// @inheritdoc IModels
+    function stopTokens(bytes32 modelId) external view known(modelId) returns (uint32[] memory) {
+        return _stops[modelId];
+    }
+
+    /// @inheritdoc IModels
+    function dimensions(bytes32 modelId)
+        external
+        view
+        known(modelId)
+        returns (uint16 layers, uint32 vocab, uint32 maxPositions)
+    {
+        ModelShape storage s = _shapes[modelId];
+        return (s.layers, s.vocab, s.maxPositions);
+    }
+
+    /// @inheritdoc IModels
+    function section(bytes32 modelId, uint8 which)
+        external
+        view
+        known(modelId)
+        returns (uint16 opCount, uint256 exportMask, bytes32 root)
+    {
+        if (which > Programs.HEAD) revert UnknownSection(which);
+        ModelShape storage s = _shapes[modelId];
+        return (s.opCounts[which], s.exportMasks[which], s.sectionRoots[which]);
+    }
+
+    /// @inheritdoc IModels
+    function challengeDepth(bytes32 modelId) external view known(modelId) returns (uint8) {
+        return _depths[modelId];
+    }
+
+    modifier known(bytes32 modelId) {
+        if (!exists(modelId)) revert UnknownModel(modelId);
+        _;
+    }
+
+    // -------------------------------------------------------------------------------------------------- parsing
+
+    function _inRange(string memory field, uint256 actual, uint256 min, uint256 max) private pure {
+        if (actual < min || actual > max) revert FieldOutOfRange(field, actual, min, max);
+    }
+
+    function _u16(bytes calldata data, uint256 at) private pure returns (uint16) {
+        return uint16(bytes2(data[at:at + 2]));
+    }
+
+    function _u32(bytes calldata data, uint256 at) private pure returns (uint32) {
+        return uint32(bytes4(data[at:at + 4]));
+    }
+
+    function _word(bytes calldata data, uint256 at) private pure returns (bytes32) {
+        return bytes32(data[at:at + 32]);
+    }
+}
