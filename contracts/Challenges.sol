@@ -73,12 +73,14 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         _wired("nodes.market", n.market(), market_);
         _wired("nodes.models", n.models(), models_);
         _wired("nodes.token", n.token(), m.token());
-        if (stepVerifier_.code.length == 0) revert WrongWiring("stepVerifier has no code", stepVerifier_, stepVerifier_);
+        if (stepVerifier_.code.length == 0) {
+            revert WrongWiring("stepVerifier has no code", stepVerifier_, stepVerifier_);
+        }
 
         // A bond must still be there when the last challenge of its job ends.
         IMarket.Params memory mp = m.params();
-        uint256 longest = uint256(mp.submitTimeout) + mp.challengeWindow
-            + MAX_DEPTH * (uint256(p.nodeTurn) + p.challengerTurn);
+        uint256 longest =
+            uint256(mp.submitTimeout) + mp.challengeWindow + MAX_DEPTH * (uint256(p.nodeTurn) + p.challengerTurn);
         if (n.UNSTAKE_DELAY() <= longest) revert UnstakeDelayTooShort(n.UNSTAKE_DELAY(), longest);
 
         market = market_;
@@ -360,12 +362,13 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         _checkOpList(jobId, claim.layer, claim.row, witness.opRoots);
         if (claim.op >= witness.opRoots.length) revert BadTarget("op", claim.op, witness.opRoots.length);
 
-        (int256 claimed, int256 computed) = IStepVerifier(stepVerifier).judge(
-            TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut),
-            IModels(models).shape(j.modelId),
-            claim,
-            witness
-        );
+        (int256 claimed, int256 computed) = IStepVerifier(stepVerifier)
+            .judge(
+                TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut),
+                IModels(models).shape(j.modelId),
+                claim,
+                witness
+            );
         if (claimed == computed) revert NotFraud(claimed, computed);
 
         _verdicts[jobId] = Verdict({
@@ -494,11 +497,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         if (actual != expected) revert OpListMismatch(actual, expected);
     }
 
-    function _commitment(JobId jobId, Claim memory claim, address sender, bytes32 salt)
-        private
-        pure
-        returns (bytes32)
-    {
+    function _commitment(JobId jobId, Claim memory claim, address sender, bytes32 salt) private pure returns (bytes32) {
         return keccak256(abi.encode(jobId, claim.layer, claim.row, claim.op, claim.element, sender, salt));
     }
 

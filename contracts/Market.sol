@@ -418,9 +418,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
 
     function _traceRoot(Job storage j) private view returns (bytes32) {
         return keccak256(
-            abi.encodePacked(
-                Trees.TAG_TRACE, j.modelId, j.inputHash, j.outputHash, j.nIn + j.nOut - 1, j.layersRoot
-            )
+            abi.encodePacked(Trees.TAG_TRACE, j.modelId, j.inputHash, j.outputHash, j.nIn + j.nOut - 1, j.layersRoot)
         );
     }
 

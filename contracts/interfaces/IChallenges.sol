@@ -68,7 +68,17 @@ interface IChallenges {
 
     /// @param leafCount leaves of the tree that holds the node: layers, rows or pages; for an operator list its length;
     /// @param byteLength of the operator's tensor (kinds 3, 4)
-    event Demanded(JobId indexed jobId, OpeningId indexed openingId, address indexed payer, Target target, bytes32 nodeHash, uint32 leafCount, uint32 byteLength, uint8 depth, uint40 deadline);
+    event Demanded(
+        JobId indexed jobId,
+        OpeningId indexed openingId,
+        address indexed payer,
+        Target target,
+        bytes32 nodeHash,
+        uint32 leafCount,
+        uint32 byteLength,
+        uint8 depth,
+        uint40 deadline
+    );
     /// @notice An opening that existed was demanded again from nearer the root, so that more can follow it.
     event DepthLowered(JobId indexed jobId, OpeningId indexed openingId, address indexed by, uint8 depth);
     event Answered(JobId indexed jobId, OpeningId indexed openingId, address indexed by, Target target, bytes data);

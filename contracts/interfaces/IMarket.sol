@@ -63,13 +63,36 @@ interface IMarket {
         uint16 challengerShareBps; // of a slashed bond; the rest is burned
     }
 
-    event JobCreated(JobId indexed jobId, address indexed user, address indexed node, bytes32 modelId, uint32 maxNew, uint128 escrow, bytes promptTokens);
+    event JobCreated(
+        JobId indexed jobId,
+        address indexed user,
+        address indexed node,
+        bytes32 modelId,
+        uint32 maxNew,
+        uint128 escrow,
+        bytes promptTokens
+    );
     event JobAccepted(JobId indexed jobId, address indexed node, uint128 bond, uint40 deadline);
-    event ResultSubmitted(JobId indexed jobId, address indexed node, bytes outputTokens, bytes32 layersRoot, bytes32 traceRoot, uint40 windowEnd);
+    event ResultSubmitted(
+        JobId indexed jobId,
+        address indexed node,
+        bytes outputTokens,
+        bytes32 layersRoot,
+        bytes32 traceRoot,
+        uint40 windowEnd
+    );
     event JobFinalized(JobId indexed jobId, uint256 paid, uint256 refunded);
     event JobExpired(JobId indexed jobId, uint256 refunded, uint256 penalty);
     event JobCancelled(JobId indexed jobId, uint256 refunded);
-    event JobSlashed(JobId indexed jobId, address indexed node, uint256 bond, uint256 refunded, uint256 compensation, uint256 reward, uint256 burned);
+    event JobSlashed(
+        JobId indexed jobId,
+        address indexed node,
+        uint256 bond,
+        uint256 refunded,
+        uint256 compensation,
+        uint256 reward,
+        uint256 burned
+    );
     event Credited(address indexed account, uint256 amount, JobId indexed jobId);
     event Withdrawn(address indexed account, uint256 amount);
 

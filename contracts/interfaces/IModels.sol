@@ -24,7 +24,9 @@ interface IModels {
     /// @notice A model was registered.
     /// @param manifest the packed manifest, @param program all descriptors, concatenated
     /// @param hint where the files may be found; nothing depends on it
-    event ModelRegistered(bytes32 indexed modelId, address indexed publisher, bytes manifest, bytes program, string hint);
+    event ModelRegistered(
+        bytes32 indexed modelId, address indexed publisher, bytes manifest, bytes program, string hint
+    );
 
     /// @notice The model is already registered; its id needs no second registration.
     error ModelExists(bytes32 modelId);

@@ -35,7 +35,9 @@ interface INodes {
 
     event NodeUpdated(address indexed node, string endpoint, uint32 capacity);
     event StakeDeposited(address indexed node, uint256 amount);
-    event AskSet(address indexed node, bytes32 indexed modelId, uint128 perInputToken, uint128 perOutputToken, uint32 maxTokens);
+    event AskSet(
+        address indexed node, bytes32 indexed modelId, uint128 perInputToken, uint128 perOutputToken, uint32 maxTokens
+    );
     event UnstakeRequested(address indexed node, uint256 amount, uint64 availableAt);
     event StakeWithdrawn(address indexed node, uint256 amount);
     event BondLocked(address indexed node, uint256 amount);

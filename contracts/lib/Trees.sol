@@ -130,11 +130,7 @@ library Trees {
 
     /// @notice the root of the subtree `height` levels up whose leftmost nodes, at `level`, are `nodes`; the others are
     /// empty. The array is overwritten.
-    function subtreeRoot(bytes32[] memory nodes, uint256 level, uint256 height)
-        internal
-        pure
-        returns (bytes32 root)
-    {
+    function subtreeRoot(bytes32[] memory nodes, uint256 level, uint256 height) internal pure returns (bytes32 root) {
         uint256 n = nodes.length;
         if (n == 0) revert ITrees.NoLeaves();
         bytes32 empty = emptyRoot(level);
@@ -172,13 +168,11 @@ library Trees {
     /// @param pos where in `proof` to begin
     /// @return root the root
     /// @return next the first unused position of `proof`
-    function rangeRoot(
-        bytes32[] memory leaves,
-        uint256 first,
-        uint256 leafCount,
-        bytes32[] calldata proof,
-        uint256 pos
-    ) internal pure returns (bytes32 root, uint256 next) {
+    function rangeRoot(bytes32[] memory leaves, uint256 first, uint256 leafCount, bytes32[] calldata proof, uint256 pos)
+        internal
+        pure
+        returns (bytes32 root, uint256 next)
+    {
         uint256 n = leaves.length;
         // `first` comes from public parameters or a u32 of the caller's; the sum cannot overflow for any that passes.
         if (n == 0 || first >= leafCount || n > leafCount - first) revert ITrees.OutsideTree(first, n, leafCount);
