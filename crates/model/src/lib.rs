@@ -1,1 +1,33 @@
-//! sworn-model
+//! Models: from a GGUF file to the directory that every part of the system reads.
+//!
+//! **Owns** the GGUF parser, the integer quantisation ([`import_gguf`]), the program of the Llama family ([`llama`]), the model
+//! directory and its reproducible id, loading ([`Model`]), tokenizer and chat template, the store under `$SWORN_HOME` with
+//! its downloads ([`ModelStore`], [`pull`]), and [`synthetic`] models. **May depend on** `isa`, `commit`, the file
+//! system and the network. **Must never** know of a chain or a device, and never let a float reach an answer: floats end at
+//! import.
+
+pub mod chat;
+pub mod directory;
+mod error;
+pub mod gguf;
+mod import;
+pub mod llama;
+mod load;
+mod pack;
+mod progress;
+pub mod pull;
+pub mod quantise;
+pub mod store;
+pub mod synthetic;
+pub mod tokenizer;
+
+pub use chat::{ChatTemplate, Message};
+pub use error::{ModelError, Result};
+pub use gguf::Gguf;
+pub use import::{ImportOptions, import_gguf};
+pub use load::{Model, Table, WeightMatrix};
+pub use progress::{OnProgress, Progress, Stage};
+pub use pull::pull;
+pub use store::ModelStore;
+pub use synthetic::{SyntheticSpec, synthetic};
+pub use tokenizer::{TextStream, Tokenizer};
