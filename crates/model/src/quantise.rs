@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn constants_of_a_64_wide_head() {
         // 48022·2^−19, the figure of the arithmetic's executable simulation.
-        assert_eq!(score_scale(64), Scale { m: 48022, e: -34 });
+        assert_eq!(score_scale(64), Scale { m: 48022, e: -19 });
         assert_eq!(norm_floor(576, f64::from(1e-5f32)), 1243);
         let t = exp_table();
         assert_eq!((t.len(), t[0], t[128], t[256]), (257, 32768, 23170, 16384));
