@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IStepVerifier} from "../interfaces/IStepVerifier.sol";
+
+/// @notice element types, as the descriptors number them
+library Dtype {
+    uint256 internal constant I8 = 0;
+    uint256 internal constant I16 = 1;
+    uint256 internal constant I32 = 2;
+    uint256 internal constant U16 = 3;
+
+    /// @notice bytes of an element
+    function width(uint256 dtype) internal pure returns (uint256) {
+        // Byte k of the constant (from the right) is the width of type k.
+        return (0x02040201 >> (dtype << 3)) & 0xff;
+    }
+}
+
+/// @notice Consecutive elements in calldata: where the first one lies (64 bits), their type (64 bits), and, for elements
+/// of a cache, how far apart in calldata one position lies from the next.
+type Slice is uint256;
+
+using Slices for Slice global;
+
+/// @title Slices
+/// @notice Values and reductions over authenticated elements.
+/// @dev Elements stay in calldata: a word costs the same there as in memory, and nothing has to be copied. A word that is
+/// read at the end of a slice may hold bytes beyond it; every loop shifts or masks them out. All assembly here only
+/// reads calldata.
+library Slices {
+    function make(uint256 at, uint256 dtype) internal pure returns (Slice) {
+        return Slice.wrap(at | (dtype << 64));
+    }
+
+    /// @notice the same elements, repeated every `step` bytes
+    function every(Slice s, uint256 step) internal pure returns (Slice) {
+        return Slice.wrap(Slice.unwrap(s) | (step << 128));
+    }
+
+    function dtypeOf(Slice s) internal pure returns (uint256) {
+        return (Slice.unwrap(s) >> 64) & 0xffffffffffffffff;
+    }
+
+    /// @notice the same elements at the `j`-th next position
+    function position(Slice s, uint256 j) internal pure returns (Slice) {
+        unchecked {
+            return Slice.wrap(Slice.unwrap(s) + j * (Slice.unwrap(s) >> 128));
+        }
+    }
+
+    /// @notice element `i`
+    function get(Slice s, uint256 i) internal pure returns (int256 v) {
+        (uint256 at, uint256 w, uint256 top) = layout(s);
+        assembly ("memory-safe") {
+            v := signextend(top, shr(sub(256, shl(3, w)), calldataload(add(at, mul(i, w)))))
+        }
+    }
+
+    /// @dev `top` is the index of the byte whose highest bit is the sign, 31 for an unsigned type
+    function layout(Slice s) private pure returns (uint256 at, uint256 w, uint256 top) {
+        unchecked {
+            uint256 dtype = dtypeOf(s);
+            at = uint64(Slice.unwrap(s));
+            w = Dtype.width(dtype);
+            top = dtype == Dtype.U16 ? 31 : w - 1;
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------ reductions
+
+    /// @notice the largest magnitude of `n` elements
+    function maxAbs(Slice s, uint256 n) internal pure returns (uint256 m) {
+        (uint256 at, uint256 w, uint256 top) = layout(s);
+        assembly ("memory-safe") {
+            let shift := sub(256, shl(3, w))
+            for { let end := add(at, mul(n, w)) } lt(at, end) { at := add(at, w) } {
+                let v := signextend(top, shr(shift, calldataload(at)))
+                let sign := sar(255, v)
+                v := sub(xor(v, sign), sign)
+                if gt(v, m) { m := v }
+            }
+        }
+    }
+
+    /// @notice Σ min(65535, |x| shifted by `shift`)² over `n` elements
+    function sumSquares(Slice s, uint256 n, int256 shift) internal pure returns (uint256 total) {
+        (uint256 at, uint256 w, uint256 top) = layout(s);
+        assembly ("memory-safe") {
+            // One of the two is zero, so shifting by both is shifting by the one that is meant.
+            let right := mul(shift, sgt(shift, 0))
+            let left := sub(right, shift)
+            let drop := sub(256, shl(3, w))
+            for { let end := add(at, mul(n, w)) } lt(at, end) { at := add(at, w) } {
+                let v := signextend(top, shr(drop, calldataload(at)))
+                let sign := sar(255, v)
+                v := shl(left, shr(right, sub(xor(v, sign), sign)))
+                if gt(v, 65535) { v := 65535 }
+                total := add(total, mul(v, v))
+            }
+        }
+    }
+
+    /// @notice the largest of `n` ≥ 1 elements
+    function max(Slice s, uint256 n) internal pure returns (int256 m) {
+        m = get(s, 0);
+        (uint256 at, uint256 w, uint256 top) = layout(s);
+        assembly ("memory-safe") {
+            let shift := sub(256, shl(3, w))
+            for { let end := add(at, mul(n, w)) } lt(at, end) { at := add(at, w) } {
+                let v := signextend(top, shr(shift, calldataload(at)))
+                if sgt(v, m) { m := v }
+            }
+        }
+    }
+
+    /// @notice the sum of `n` elements
+    function sum(Slice s, uint256 n) internal pure returns (int256 total) {
+        (uint256 at, uint256 w, uint256 top) = layout(s);
+        assembly ("memory-safe") {
+            let shift := sub(256, shl(3, w))
+            for { let end := add(at, mul(n, w)) } lt(at, end) { at := add(at, w) } {
+                total := add(total, signextend(top, shr(shift, calldataload(at))))
+            }
+        }
+    }
+
+    /// @notice Σ p[j]·v at position j, over `n` positions
+    function weighted(Slice p, Slice v, uint256 n) internal pure returns (int256 total) {
+        unchecked {
+            for (uint256 j; j < n; ++j) {
+                total += get(p, j) * get(position(v, j), 0);
+            }
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------- dot products
+
+    /// @notice Σ a[k]·b[k] over `n` elements; one of them I8, the other I8 or I16
+    function dot(Slice a, Slice b, uint256 n) internal pure returns (int256) {
+        uint256 da = dtypeOf(a);
+        uint256 db = dtypeOf(b);
+        uint256 pa = uint64(Slice.unwrap(a));
+        uint256 pb = uint64(Slice.unwrap(b));
+        if (da == Dtype.I8 && db == Dtype.I8) return dot8(pa, pb, n);
+        if (da == Dtype.I8 && db == Dtype.I16) return dot16(pa, pb, n);
+        if (da == Dtype.I16 && db == Dtype.I8) return dot16(pb, pa, n);
+        revert IStepVerifier.DtypePair(da, db);
+    }
+
+    // Eight products in one multiplication: with a word cut into eight 32-bit lanes, the highest lane of the product of two
+    // words is Σ x[i]·y[7−i]. So one operand is put in reverse order. Flipping the sign bit makes an element unsigned, that is
+    // larger by 2^7 (2^15): then every lane of the product stays below 2^32 (8·255·65535 at most) and none carries
+    // into the next. The sums of the lanes themselves take the offsets off again at the end:
+    // Σ(x+A)(y+B) = Σxy + B·Σ(x+A) + A·Σ(y+B) − n·A·B.
+
+    /// @dev both I8: 32 elements a turn, in four sets of every fourth element
+    function dot8(uint256 a, uint256 b, uint256 n) private pure returns (int256 acc) {
+        assembly ("memory-safe") {
+            let sums := 0
+            for { let end := add(a, n) } lt(a, end) {} {
+                let x := xor(calldataload(a), 0x8080808080808080808080808080808080808080808080808080808080808080)
+                let y := xor(calldataload(b), 0x8080808080808080808080808080808080808080808080808080808080808080)
+                let left := sub(end, a)
+                if lt(left, 32) {
+                    let drop := shl(3, sub(32, left))
+                    x := shl(drop, shr(drop, x))
+                    y := shl(drop, shr(drop, y))
+                }
+                // the lanes of y, last to first
+                y := or(shl(128, y), shr(128, y))
+                y := or(
+                    and(shl(64, y), 0xffffffffffffffff0000000000000000ffffffffffffffff0000000000000000),
+                    and(shr(64, y), 0x0000000000000000ffffffffffffffff0000000000000000ffffffffffffffff)
+                )
+                y := or(
+                    and(shl(32, y), 0xffffffff00000000ffffffff00000000ffffffff00000000ffffffff00000000),
+                    and(shr(32, y), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+                )
+                for { let set := 0 } lt(set, 32) { set := add(set, 8) } {
+                    let p := and(shr(set, x), 0x000000ff000000ff000000ff000000ff000000ff000000ff000000ff000000ff)
+                    let q := and(shr(set, y), 0x000000ff000000ff000000ff000000ff000000ff000000ff000000ff000000ff)
+                    sums := add(sums, add(p, q))
+                    acc := add(acc, shr(224, mul(p, q)))
+                }
+                a := add(a, 32)
+                b := add(b, 32)
+            }
+            // The eight lanes' total, added up at twice their width.
+            sums := add(
+                and(sums, 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff),
+                and(shr(32, sums), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+            )
+            sums := shr(192, mul(sums, 0x0000000000000001000000000000000100000000000000010000000000000001))
+            acc := add(sub(acc, shl(7, sums)), shl(14, n))
+        }
+    }
+
+    /// @dev `a` I8, `b` I16: 16 elements a turn, the odd and the even ones
+    function dot16(uint256 a, uint256 b, uint256 n) private pure returns (int256 acc) {
+        assembly ("memory-safe") {
+            let sumsA := 0
+            let sumsB := 0
+            for { let end := add(a, n) } lt(a, end) {} {
+                let x := xor(calldataload(a), 0x8080808080808080808080808080808080808080808080808080808080808080)
+                let y := xor(calldataload(b), 0x8000800080008000800080008000800080008000800080008000800080008000)
+                let left := sub(end, a)
+                if lt(left, 16) {
+                    let drop := shl(4, sub(16, left))
+                    y := shl(drop, shr(drop, y))
+                    drop := shl(3, sub(32, left))
+                    x := shl(drop, shr(drop, x))
+                }
+                // The first 16 bytes of x, spread to 16-bit lanes, last to first: each step swaps the halves of every unit and
+                // moves them to the lower half of twice the room.
+                x := or(shr(192, x), and(x, 0x0000000000000000ffffffffffffffff00000000000000000000000000000000))
+                x := and(or(shl(64, x), shr(32, x)), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+                x := and(or(shl(32, x), shr(16, x)), 0x0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff)
+                x := and(or(shl(16, x), shr(8, x)), 0x00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff00ff)
+                for { let set := 0 } lt(set, 32) { set := add(set, 16) } {
+                    let p := and(shr(set, x), 0x0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff)
+                    let q :=
+                        and(shr(sub(16, set), y), 0x0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff0000ffff)
+                    sumsA := add(sumsA, p)
+                    sumsB := add(sumsB, q)
+                    acc := add(acc, shr(224, mul(p, q)))
+                }
+                a := add(a, 16)
+                b := add(b, 32)
+            }
+            // Lanes hold at most 65535 a turn and set, so they have room for 2^19 elements, more than fit a transaction.
+            sumsA := add(
+                and(sumsA, 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff),
+                and(shr(32, sumsA), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+            )
+            sumsA := shr(192, mul(sumsA, 0x0000000000000001000000000000000100000000000000010000000000000001))
+            sumsB := add(
+                and(sumsB, 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff),
+                and(shr(32, sumsB), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+            )
+            sumsB := shr(192, mul(sumsB, 0x0000000000000001000000000000000100000000000000010000000000000001))
+            acc := add(sub(acc, add(shl(15, sumsA), shl(7, sumsB))), shl(22, n))
+        }
+    }
+}
