@@ -9,6 +9,20 @@ use std::sync::Arc;
 use sworn_model::Model;
 use thiserror::Error;
 
+mod attention;
+mod cpu;
+pub mod kernels;
+mod layer;
+mod linear;
+mod plan;
+mod simd;
+mod tensor;
+
+pub use cpu::{Cpu, HookFactory};
+pub use linear::{Matrix, Scale};
+pub use simd::Simd;
+pub use tensor::{OpTensor, View};
+
 /// Why an execution failed.
 #[derive(Debug, Error)]
 pub enum EngineError {
@@ -110,4 +124,16 @@ pub trait Session: Send {
     /// Executes `tokens` at the next positions: decode with one token, prefill or a teacher-forced pass with many, always the
     /// same bits. The head runs for positions ≥ `head_from` (`u32::MAX`: for none). Returns their selected tokens.
     fn extend(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>>;
+}
+
+/// Sees every operator's output right after it was computed, and may change elements of it: everything computed afterwards
+/// reads the changed tensor. Only the `cpu` backend takes hooks; without one they cost nothing.
+pub trait OpHook: Send {
+    /// Whether [`Self::after`] is to be called at this layer and position.
+    fn wants(&self, _layer: u16, _position: u32) -> bool {
+        true
+    }
+
+    /// Operator `op` of `layer` at `position` gave `out`, in full.
+    fn after(&mut self, layer: u16, position: u32, op: usize, out: &mut OpTensor);
 }

@@ -1,0 +1,362 @@
+//! One layer over a batch of positions.
+
+use rayon::prelude::*;
+use sworn_isa::{Descriptor, Opcode, OperandKind, SectionKind};
+use sworn_model::Model;
+
+use crate::attention::{self, Context};
+use crate::kernels::{Input, Inputs, Mismatch, apply_into};
+use crate::linear::{self, Job, Matrix, Scale};
+use crate::plan::{Attention, Plan, SectionPlan, Step};
+use crate::simd::Simd;
+use crate::tensor::{OpTensor, View};
+use crate::{EngineError, OpHook, Result};
+
+/// From how many positions on a single query's heads are worth spreading over threads.
+const SPLIT_HEADS_FROM: usize = 96;
+
+/// A position on its way through the layers.
+#[derive(Default)]
+pub(crate) struct Slot {
+    pub(crate) token: u32,
+    pub(crate) position: u32,
+    /// Outputs of the operators, per section; kept from layer to layer so that nothing is allocated anew.
+    bufs: [Vec<OpTensor>; 3],
+    /// Exports of the layer before, in program order.
+    prev: Vec<OpTensor>,
+    /// int8 activations widened for the dot products.
+    wide: Vec<Vec<i16>>,
+}
+
+impl Slot {
+    pub(crate) fn begin(&mut self, token: u32, position: u32) {
+        (self.token, self.position) = (token, position);
+        self.prev.clear();
+    }
+
+    /// Outputs of the layer that ran last in `kind`.
+    pub(crate) fn outputs(&self, kind: SectionKind) -> &[OpTensor] {
+        &self.bufs[kind as usize]
+    }
+
+    /// Exports of the layer before, in program order.
+    pub(crate) fn exports(&self) -> &[OpTensor] {
+        &self.prev
+    }
+}
+
+/// What a layer exported at positions 0…, for the exports that later positions read.
+#[derive(Default)]
+pub(crate) struct LayerCache {
+    exports: Vec<Option<OpTensor>>,
+}
+
+impl LayerCache {
+    /// Room for `positions` positions.
+    pub(crate) fn new(section: &SectionPlan, positions: u32) -> Self {
+        let exports = section.cached.iter().enumerate().map(|(e, cached)| {
+            cached.then(|| {
+                let mut t = OpTensor::zeros(section.export_dtype(e), 0);
+                t.reserve(section.ops[section.exports[e]].count(0) as usize * positions as usize);
+                t
+            })
+        });
+        LayerCache { exports: exports.collect() }
+    }
+
+    /// Forgets everything from `positions` on.
+    pub(crate) fn truncate(&mut self, section: &SectionPlan, positions: u32) {
+        for (e, t) in self.exports.iter_mut().enumerate() {
+            if let Some(t) = t {
+                t.truncate(section.ops[section.exports[e]].count(0) as usize * positions as usize);
+            }
+        }
+    }
+
+    /// Export `e` at the first `positions` positions, `n` elements each.
+    fn view(&self, e: u32, n: u64, positions: usize) -> Option<View<'_>> {
+        self.exports.get(e as usize)?.as_ref()?.view().slice(0..n as usize * positions)
+    }
+
+    fn append(&mut self, e: usize, t: &OpTensor) {
+        if let Some(Some(c)) = self.exports.get_mut(e) {
+            c.append(t);
+        }
+    }
+}
+
+/// Executes layers of one model.
+#[derive(Clone, Copy)]
+pub(crate) struct Executor<'a> {
+    pub(crate) model: &'a Model,
+    pub(crate) plan: &'a Plan,
+    pub(crate) simd: Simd,
+}
+
+fn unsupported(e: Mismatch) -> EngineError {
+    EngineError::Unsupported { backend: "cpu", reason: e.to_string() }
+}
+
+/// Where the operands of one layer at one position come from.
+struct Scope<'a> {
+    exec: Executor<'a>,
+    layer: u16,
+    token: u32,
+    position: u32,
+    prev: &'a [OpTensor],
+    cache: Option<&'a LayerCache>,
+}
+
+impl<'a> Executor<'a> {
+    /// Runs `layer` for consecutive positions; what it exports becomes [`Slot::exports`]. The cache holds exactly the positions
+    /// before the first slot.
+    pub(crate) fn layer(
+        &self,
+        layer: u16,
+        kind: SectionKind,
+        slots: &mut [Slot],
+        cache: &mut LayerCache,
+        mut hook: Option<&mut dyn OpHook>,
+    ) -> Result<()> {
+        let section = self.plan.section(kind);
+        for slot in slots.iter_mut() {
+            let bufs = &mut slot.bufs[kind as usize];
+            bufs.resize_with(section.ops.len(), || OpTensor::I32(Vec::new()));
+            for (buf, d) in bufs.iter_mut().zip(&section.ops) {
+                if buf.dtype() != d.dtype {
+                    *buf = OpTensor::zeros(d.dtype, 0);
+                }
+            }
+        }
+        let mut rest = &mut *slots;
+        while !rest.is_empty() {
+            let alone = |s: &Slot, hook: &Option<&mut dyn OpHook>| {
+                section.steps.is_none() || hook.as_ref().is_some_and(|h| h.wants(layer, s.position))
+            };
+            let batch = rest.iter().take_while(|s| !alone(s, &hook)).count();
+            let (now, later) = rest.split_at_mut(batch.max(1));
+            match (&section.steps, batch) {
+                (Some(steps), 1..) => self.batch(layer, kind, steps, now, cache)?,
+                _ => {
+                    let watched = hook.as_mut().filter(|h| h.wants(layer, now[0].position));
+                    self.single(layer, kind, &mut now[0], cache, watched.map(|h| &mut **h as &mut dyn OpHook))?;
+                }
+            }
+            rest = later;
+        }
+        for slot in slots.iter_mut() {
+            slot.prev.resize_with(section.exports.len(), || OpTensor::I32(Vec::new()));
+            for (prev, op) in slot.prev.iter_mut().zip(&section.exports) {
+                std::mem::swap(prev, &mut slot.bufs[kind as usize][*op]);
+            }
+        }
+        Ok(())
+    }
+
+    /// One position, every operator's output in full.
+    fn single(
+        &self,
+        layer: u16,
+        kind: SectionKind,
+        slot: &mut Slot,
+        cache: &mut LayerCache,
+        mut hook: Option<&mut (dyn OpHook + '_)>,
+    ) -> Result<()> {
+        let section = self.plan.section(kind);
+        let bufs = &mut slot.bufs[kind as usize];
+        for (k, d) in section.ops.iter().enumerate() {
+            let (before, out) = bufs.split_at_mut(k);
+            let out = &mut out[0];
+            let (token, position) = (slot.token, slot.position);
+            let scope = Scope { exec: *self, layer, token, position, prev: &slot.prev, cache: Some(cache) };
+            scope.apply(d, before, out)?;
+            if let Some(h) = &mut hook {
+                h.after(layer, position, k, out);
+                // A hook changes elements, not shapes.
+                if out.dtype() != d.dtype || out.len() as u64 != d.count(position) {
+                    return Err(EngineError::Sink(format!("a hook changed the shape of operator {k} of layer {layer}")));
+                }
+            }
+            if let Some(e) = section.exports.iter().position(|x| *x == k) {
+                cache.append(e, out);
+            }
+        }
+        Ok(())
+    }
+
+    /// Many positions, operator by operator.
+    fn batch(&self, layer: u16, kind: SectionKind, steps: &[Step], slots: &mut [Slot], cache: &mut LayerCache) -> Result<()> {
+        let section = self.plan.section(kind);
+        let mut appended = 0;
+        let mut append = |cache: &mut LayerCache, slots: &[Slot], until: usize| {
+            while let Some(op) = section.exports.get(appended).filter(|op| **op < until) {
+                for slot in slots {
+                    cache.append(appended, &slot.bufs[kind as usize][*op]);
+                }
+                appended += 1;
+            }
+        };
+        for step in steps {
+            match step {
+                Step::Local(ops) => {
+                    let run = |slot: &mut Slot| {
+                        let (token, position) = (slot.token, slot.position);
+                        let scope = Scope { exec: *self, layer, token, position, prev: &slot.prev, cache: None };
+                        ops.iter().try_for_each(|k| {
+                            let (before, out) = slot.bufs[kind as usize].split_at_mut(*k);
+                            scope.apply(&section.ops[*k], before, &mut out[0])
+                        })
+                    };
+                    match slots {
+                        [slot] => run(slot)?,
+                        _ => slots.par_iter_mut().try_for_each(run)?,
+                    }
+                }
+                Step::Linear(ops) => self.linear(layer, kind, ops, slots)?,
+                Step::Attend(a) => {
+                    append(cache, slots, a.mix);
+                    self.attend(layer, kind, a, slots, cache)?;
+                }
+            }
+        }
+        append(cache, slots, usize::MAX);
+        Ok(())
+    }
+
+    fn matrix(&self, layer: u16, d: &Descriptor, operand: usize) -> Result<Matrix<'a>> {
+        let w = self.model.operand_weight(&d.operands[operand], layer);
+        Matrix::new(w.bytes, w.rows, w.cols, w.scales, d.params[1].max(0) as usize)
+            .ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand }))
+    }
+
+    fn linear(&self, layer: u16, kind: SectionKind, group: &[usize], slots: &mut [Slot]) -> Result<()> {
+        let section = self.plan.section(kind);
+        let first = group[0];
+        // Widen int8 activations, then split every slot's buffers into what the group reads and what it writes.
+        for slot in slots.iter_mut() {
+            slot.wide.resize_with(group.len(), Vec::new);
+            for (wide, k) in slot.wide.iter_mut().zip(group) {
+                if let OpTensor::I8(a) = &slot.bufs[kind as usize][section.ops[*k].operands[0].index as usize] {
+                    wide.clear();
+                    wide.extend(a.iter().map(|v| i16::from(*v)));
+                }
+            }
+        }
+        let batch = slots.len();
+        let mut jobs = Vec::with_capacity(group.len());
+        for k in group {
+            let d = &section.ops[*k];
+            let matrix = self.matrix(layer, d, 2)?;
+            if matrix.rows() as u64 != d.count(0) || Some(matrix.columns() as u64) != d.operand_elements(0, 0) {
+                return Err(unsupported(Mismatch { opcode: d.opcode, operand: 2 }));
+            }
+            jobs.push(Job {
+                matrix,
+                acts: Vec::with_capacity(batch),
+                scales: Vec::with_capacity(batch),
+                outs: Vec::with_capacity(batch),
+            });
+        }
+        for slot in slots.iter_mut() {
+            let (before, outs) = slot.bufs[kind as usize].split_at_mut(first);
+            for (((job, k), out), wide) in jobs.iter_mut().zip(group).zip(outs).zip(&slot.wide) {
+                let d = &section.ops[*k];
+                let wrong = |operand| unsupported(Mismatch { opcode: d.opcode, operand });
+                let acts = match before.get(d.operands[0].index as usize) {
+                    Some(OpTensor::I16(a)) => a,
+                    Some(OpTensor::I8(_)) => wide,
+                    _ => return Err(wrong(0)),
+                };
+                let acts = acts.get(acts.len().wrapping_sub(job.matrix.columns())..).ok_or_else(|| wrong(0))?;
+                let scale = match before.get(d.operands[1].index as usize) {
+                    Some(OpTensor::I32(s)) if s.len() >= 2 => &s[s.len() - 2..],
+                    _ => return Err(wrong(1)),
+                };
+                let OpTensor::I32(out) = out else { return Err(wrong(0)) };
+                out.resize(job.matrix.rows(), 0);
+                job.acts.push(acts);
+                job.scales.push(Scale { m: scale[0] as u32, e: scale[1] });
+                job.outs.push(out);
+            }
+        }
+        linear::run(jobs, self.simd);
+        Ok(())
+    }
+
+    fn attend(&self, layer: u16, kind: SectionKind, a: &Attention, slots: &mut [Slot], cache: &LayerCache) -> Result<()> {
+        let section = self.plan.section(kind);
+        let (scores, exp, mix) = (&section.ops[a.scores], &section.ops[a.exp], &section.ops[a.mix]);
+        let shared = scores.params[1].max(1) as usize;
+        let kv = scores.outer as usize / shared;
+        let (key_width, value_width) = (scores.params[0].max(1) as usize, mix.params[0].max(1) as usize);
+        let table = self.plan.table(exp.operands[2].resolve(layer));
+        let single = slots.len() == 1;
+        let run = |slot: &mut Slot| {
+            let n = slot.position as usize + 1;
+            let wrong = |d: &Descriptor, operand| unsupported(Mismatch { opcode: d.opcode, operand });
+            let cached = |d: &Descriptor, k: usize| {
+                d.operand_elements(k, 0).and_then(|e| cache.view(d.operands[k].index, e, n)).ok_or_else(|| wrong(d, k))
+            };
+            let View::I8(keys) = cached(scores, 2)? else { return Err(wrong(scores, 2)) };
+            let View::I32(key_scales) = cached(scores, 3)? else { return Err(wrong(scores, 3)) };
+            let View::I16(values) = cached(mix, 1)? else { return Err(wrong(mix, 1)) };
+            let Some(OpTensor::U16(table)) = table else { return Err(wrong(exp, 2)) };
+            let (before, out) = slot.bufs[kind as usize].split_at_mut(a.mix);
+            let (OpTensor::I8(q), OpTensor::I32(q_scales)) =
+                (&before[scores.operands[0].index as usize], &before[scores.operands[1].index as usize])
+            else {
+                return Err(wrong(scores, 0));
+            };
+            let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
+            out.resize(mix.inner as usize, 0);
+            let c = Context { keys, key_scales, values, table, kv, shared, key_width, value_width };
+            attention::attend(&c, q, q_scales, out, single && n >= SPLIT_HEADS_FROM, self.simd);
+            Ok(())
+        };
+        match slots {
+            [slot] => run(slot),
+            _ => slots.par_iter_mut().try_for_each(run),
+        }
+    }
+}
+
+impl Scope<'_> {
+    fn apply(&self, d: &Descriptor, before: &[OpTensor], out: &mut OpTensor) -> Result<()> {
+        let mut inputs = [Input::None; 4];
+        for (k, input) in inputs.iter_mut().enumerate() {
+            if d.operands[k].kind != OperandKind::None {
+                *input = self.input(d, k, before).ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand: k }))?;
+            }
+        }
+        apply_into(&Inputs { d, t: self.position, inputs: &inputs }, self.exec.simd, out).map_err(unsupported)
+    }
+
+    fn input<'s>(&'s self, d: &Descriptor, k: usize, before: &'s [OpTensor]) -> Option<Input<'s>> {
+        let o = &d.operands[k];
+        let n = d.operand_elements(k, self.position).unwrap_or(0) as usize;
+        // A tail operand is the last n elements, whether all slabs of the reduction are there or only the last.
+        let last = |t: &'s OpTensor| {
+            let v = t.view();
+            if o.tail { v.slice(v.len().checked_sub(n)?..v.len()) } else { Some(v) }
+        };
+        Some(match o.kind {
+            OperandKind::None => Input::None,
+            OperandKind::Op => Input::Tensor(last(before.get(o.index as usize)?)?),
+            OperandKind::Prev => {
+                let at = self.prev.len().checked_sub(1 + o.index as usize)?;
+                Input::Tensor(self.prev[at].view())
+            }
+            OperandKind::Table => {
+                let v = self.exec.plan.table(o.resolve(self.layer))?.view();
+                Input::Tensor(v.slice(0..n.min(v.len()))?)
+            }
+            OperandKind::Cache => Input::Cache(self.cache?.view(o.index, n as u64, self.position as usize + 1)?),
+            OperandKind::Weight => Input::Matrix(self.exec.matrix(self.layer, d, k).ok()?),
+            OperandKind::Token => match d.opcode {
+                // The token that follows is not known yet where it is selected; the kernel does not need it.
+                Opcode::Select => Input::None,
+                _ => Input::Token(self.token),
+            },
+        })
+    }
+}

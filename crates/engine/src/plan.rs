@@ -1,0 +1,151 @@
+//! How the sections of a program are executed in batches.
+
+use std::collections::HashSet;
+
+use sworn_isa::{Descriptor, Dtype, Opcode, OperandKind, SectionKind};
+use sworn_model::Model;
+
+use crate::tensor::OpTensor;
+
+/// Everything about a model that the executor derives once.
+pub(crate) struct Plan {
+    sections: [SectionPlan; 3],
+    tables: Vec<OpTensor>,
+}
+
+/// One section.
+pub(crate) struct SectionPlan {
+    /// The operators.
+    pub(crate) ops: Vec<Descriptor>,
+    /// Export number e is operator `exports[e]`.
+    pub(crate) exports: Vec<usize>,
+    /// Which exports are read at later positions.
+    pub(crate) cached: Vec<bool>,
+    /// How a batch of positions runs; `None` where attention has no shape that is known here: then every position runs alone.
+    pub(crate) steps: Option<Vec<Step>>,
+}
+
+/// Part of a section that runs over a batch.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Operators that read nothing but their own position.
+    Local(Vec<usize>),
+    /// `LINEAR`s that do not read one another.
+    Linear(Vec<usize>),
+    /// A whole attention.
+    Attend(Attention),
+}
+
+/// The operators of one attention, from `SCORES` to `MIX`, of which only the last slab of `MIX` is read by others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attention {
+    pub(crate) scores: usize,
+    pub(crate) exp: usize,
+    pub(crate) mix: usize,
+}
+
+impl Plan {
+    pub(crate) fn new(model: &Model) -> Self {
+        let kinds = [SectionKind::Embedding, SectionKind::Block, SectionKind::Head];
+        let sections = kinds.map(|kind| SectionPlan::new(&model.program().section(kind).ops));
+        let tables = (0..model.index().tables.len()).map(|i| {
+            let t = model.table(i);
+            OpTensor::from_bytes(t.dtype, &t.bytes)
+        });
+        Plan { sections, tables: tables.collect() }
+    }
+
+    pub(crate) fn section(&self, kind: SectionKind) -> &SectionPlan {
+        &self.sections[kind as usize]
+    }
+
+    pub(crate) fn table(&self, index: u32) -> Option<&OpTensor> {
+        self.tables.get(index as usize)
+    }
+}
+
+impl SectionPlan {
+    pub(crate) fn new(ops: &[Descriptor]) -> Self {
+        let exports: Vec<usize> = (0..ops.len()).filter(|k| ops[*k].export).collect();
+        let mut cached = vec![false; exports.len()];
+        for o in ops.iter().flat_map(|d| d.operands).filter(|o| o.kind == OperandKind::Cache) {
+            if let Some(c) = cached.get_mut(o.index as usize) {
+                *c = true;
+            }
+        }
+        SectionPlan { ops: ops.to_vec(), exports, cached, steps: steps(ops) }
+    }
+
+    /// Element type of a cached export.
+    pub(crate) fn export_dtype(&self, export: usize) -> Dtype {
+        self.ops[self.exports[export]].dtype
+    }
+}
+
+/// The operator that operand `k` of `d` reads at the same position.
+fn source(d: &Descriptor, k: usize, tail: bool) -> Option<usize> {
+    let o = d.operands[k];
+    (o.kind == OperandKind::Op && o.tail == tail).then_some(o.index as usize)
+}
+
+/// Follows the operands of `MIX` back to `SCORES`.
+fn attention(ops: &[Descriptor], mix: usize) -> Option<[usize; 6]> {
+    let is = |at: Option<usize>, opcode| at.filter(|at| ops.get(*at).is_some_and(|d| d.opcode == opcode));
+    let prob = is(source(&ops[mix], 0, false), Opcode::Prob)?;
+    let exp = is(source(&ops[prob], 0, false), Opcode::Exp)?;
+    let sum = is(source(&ops[prob], 1, true), Opcode::RowSum)?;
+    let scores = is(source(&ops[exp], 0, false), Opcode::Scores)?;
+    let max = is(source(&ops[exp], 1, true), Opcode::RowMax)?;
+    let (s, m) = (&ops[scores], &ops[mix]);
+    let agree = source(&ops[sum], 0, false) == Some(exp)
+        && source(&ops[max], 0, false) == Some(scores)
+        // The heads of queries and values are grouped in the same way.
+        && u64::from(m.inner) == u64::from(s.outer) * m.params[0].max(0) as u64
+        && s.params[1] == m.params[1];
+    agree.then_some([scores, max, exp, sum, prob, mix])
+}
+
+fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
+    let mut inside = HashSet::new();
+    let mut attentions = Vec::new();
+    for mix in (0..ops.len()).filter(|k| ops[*k].opcode == Opcode::Mix) {
+        let members = attention(ops, mix)?;
+        if members.iter().any(|m| !inside.insert(*m) || ops[*m].export) {
+            return None;
+        }
+        attentions.push(members);
+    }
+    // Nobody else may read what the fused form never writes.
+    for (k, d) in ops.iter().enumerate() {
+        if d.div != 0 && !inside.contains(&k) {
+            return None;
+        }
+        for o in d.operands.iter().filter(|o| o.kind == OperandKind::Op && inside.contains(&(o.index as usize))) {
+            let within = attentions.iter().any(|m| m.contains(&k) && m.contains(&(o.index as usize)));
+            let tail_of_mix = o.tail && ops[o.index as usize].opcode == Opcode::Mix;
+            if !within && !tail_of_mix {
+                return None;
+            }
+        }
+    }
+    let mut steps: Vec<Step> = Vec::new();
+    for (k, d) in ops.iter().enumerate() {
+        if d.opcode == Opcode::Mix {
+            let [scores, _, exp, ..] = *attentions.iter().find(|m| m[5] == k)?;
+            steps.push(Step::Attend(Attention { scores, exp, mix: k }));
+        } else if inside.contains(&k) {
+        } else if d.opcode == Opcode::Linear {
+            let reads = |group: &[usize]| (0..2).any(|i| group.contains(&(d.operands[i].index as usize)));
+            match steps.last_mut() {
+                Some(Step::Linear(group)) if group.last() == Some(&(k.wrapping_sub(1))) && !reads(group) => group.push(k),
+                _ => steps.push(Step::Linear(vec![k])),
+            }
+        } else {
+            match steps.last_mut() {
+                Some(Step::Local(group)) => group.push(k),
+                _ => steps.push(Step::Local(vec![k])),
+            }
+        }
+    }
+    Some(steps)
+}
