@@ -173,47 +173,46 @@ library Trees {
         pure
         returns (bytes32 root, uint256 next)
     {
-        uint256 n = leaves.length;
         // `first` comes from public parameters or a u32 of the caller's; the sum cannot overflow for any that passes.
-        if (n == 0 || first >= leafCount || n > leafCount - first) revert ITrees.OutsideTree(first, n, leafCount);
-        uint256 height = depth(leafCount);
+        if (leaves.length == 0 || first >= leafCount || leaves.length > leafCount - first) {
+            revert ITrees.OutsideTree(first, leaves.length, leafCount);
+        }
         next = pos;
+        // A variable per purpose would be more than the stack holds.
+        uint256 height = depth(leafCount);
         assembly ("memory-safe") {
             let free := mload(0x40)
             mstore8(free, TAG_NODE)
-            let l := add(free, 1)
-            let r := add(free, 33)
-            let base := add(leaves, 32)
-            let last := add(first, sub(n, 1))
-            for { let i := 0 } lt(i, height) { i := add(i, 1) } {
-                let from := base
-                let to := base
-                let end := add(base, shl(5, add(sub(last, first), 1)))
+            let last := add(first, sub(mload(leaves), 1))
+            for {} height { height := sub(height, 1) } {
+                let from := add(leaves, 32)
+                let to := from
+                let end := add(from, shl(5, add(sub(last, first), 1)))
                 if and(first, 1) {
                     // Reading past the array's end is caught below by the position, whatever is read.
-                    mstore(l, calldataload(add(proof.offset, shl(5, next))))
+                    mstore(add(free, 1), calldataload(add(proof.offset, shl(5, next))))
                     next := add(next, 1)
-                    mstore(r, mload(from))
+                    mstore(add(free, 33), mload(from))
                     mstore(to, keccak256(free, 65))
                     from := add(from, 32)
                     to := add(to, 32)
                 }
                 for {} lt(add(from, 32), end) { from := add(from, 64) } {
-                    mstore(l, mload(from))
-                    mstore(r, mload(add(from, 32)))
+                    mstore(add(free, 1), mload(from))
+                    mstore(add(free, 33), mload(add(from, 32)))
                     mstore(to, keccak256(free, 65))
                     to := add(to, 32)
                 }
                 if lt(from, end) {
-                    mstore(l, mload(from))
-                    mstore(r, calldataload(add(proof.offset, shl(5, next))))
+                    mstore(add(free, 1), mload(from))
+                    mstore(add(free, 33), calldataload(add(proof.offset, shl(5, next))))
                     next := add(next, 1)
                     mstore(to, keccak256(free, 65))
                 }
                 first := shr(1, first)
                 last := shr(1, last)
             }
-            root := mload(base)
+            root := mload(add(leaves, 32))
         }
         if (next > proof.length) revert ITrees.ProofLength(proof.length, next);
     }
