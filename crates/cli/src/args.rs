@@ -1,0 +1,484 @@
+//! The command tree: nouns, then verbs. The doc comments are the help texts.
+
+use std::path::PathBuf;
+
+use alloy::primitives::{Address, B256};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// AI inference under oath: answers backed by a bond, wrong ones proven wrong on chain.
+///
+/// Results go to stdout, everything else to stderr. Exit codes: 0 done; 1 failed, or the answer to the question asked is
+/// no; 2 called wrongly (flags, environment, configuration, a missing key).
+///
+/// Every flag can also be given as an environment variable (SWORN_ and the flag's name: SWORN_RPC, SWORN_MAX_TOKENS) or as
+/// a line of sworn.toml (rpc = "…", max-tokens = 64; under [node.run] for one verb alone). A flag overrides the environment,
+/// the environment the file.
+#[derive(Debug, Parser)]
+#[command(name = "sworn", version, propagate_version = true, arg_required_else_help = true, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) noun: Noun,
+}
+
+/// Flags of every verb.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Everywhere")]
+pub(crate) struct Global {
+    /// Print the result as JSON on stdout: one object, or one per line for logs
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// Configuration file
+    ///
+    /// Without this flag ./sworn.toml is read, or else sworn.toml in the home directory; neither needs to exist.
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) config: Option<PathBuf>,
+    /// Where models, keys and state are kept [default: ~/.sworn]
+    #[arg(long, global = true, value_name = "DIR", hide_short_help = true)]
+    pub(crate) home: Option<PathBuf>,
+    /// The chain's JSON-RPC endpoint
+    #[arg(long, global = true, value_name = "URL", default_value = "http://127.0.0.1:8545")]
+    pub(crate) rpc: String,
+    /// The deployment's file: addresses of the contracts and their chain's id
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) deployment: Option<PathBuf>,
+    /// Keystore v3 file of the account that signs; made by `sworn key new`
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// File that holds the keystore's password
+    ///
+    /// Otherwise the environment variable SWORN_PASSWORD is used, otherwise the terminal asks. A password is never a flag.
+    #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
+    pub(crate) password_file: Option<PathBuf>,
+    /// What to log on stderr, as a tracing filter: info, debug, sworn_node=trace
+    #[arg(long, global = true, value_name = "FILTER", default_value = "warn", hide_short_help = true)]
+    pub(crate) log: String,
+}
+
+/// What a verb acts on.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Noun {
+    /// A chain, the contracts, a model and funded accounts on this machine, until Ctrl-C
+    Devnet(Devnet),
+    /// The whole protocol in a few minutes: an honest answer paid, a lie proven wrong and slashed
+    Demo(Demo),
+    /// Models: fetch, import, inspect, verify, register
+    #[command(subcommand)]
+    Model(Model),
+    /// Serve models for pay: stake, prices, the serving process
+    #[command(subcommand)]
+    Node(Node),
+    /// Buy an answer on chain and print it
+    Ask(Ask),
+    /// Jobs: list, show, cancel, settle
+    #[command(subcommand)]
+    Job(Job),
+    /// Re-execute every answer, challenge wrong ones, collect the rewards
+    Watch(Watch),
+    /// Challenges: list, show
+    #[command(subcommand)]
+    Dispute(Dispute),
+    /// Every bucket an account has money in, and when each is released
+    Money(Money),
+    /// Check this machine and its surroundings, with the cure for each fault
+    Doctor(Doctor),
+    /// Answer a prompt on this machine, without a chain, with the trace an oath would bind
+    Run(Run),
+    /// Re-execute a saved answer and compare its trace
+    Audit(Audit),
+    /// Compare the integer model with the float reading of its source: perplexity, agreement
+    Eval(Eval),
+    /// Keys: make, show
+    #[command(subcommand)]
+    Key(Key),
+}
+
+/// Where inference runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendChoice {
+    /// The GPU if a usable adapter is found, otherwise the CPU; says which
+    Auto,
+    /// Plain Rust with threads and SIMD
+    Cpu,
+    /// Vulkan, Metal or DX12 through wgpu
+    Wgpu,
+}
+
+/// Which model and what executes it.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Engine {
+    /// Model by name or id, as `sworn model list` shows them
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Where to execute; every backend gives the same bits
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) backend: BackendChoice,
+}
+
+/// A chain, the contracts, a model and funded accounts on this machine, until Ctrl-C.
+///
+/// Starts anvil, deploys the contracts with script/Deploy.s.sol, registers the model, and writes the deployment file, keystores
+/// of funded accounts (operator, user, watcher) and a sworn.toml under --dir. Prints what to export. The turns and windows are
+/// short, as a developer wants them; a real deployment chooses its own.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Devnet {
+    /// Where to write keys, deployment and configuration
+    #[arg(long, value_name = "DIR", default_value = "devnet")]
+    pub(crate) dir: PathBuf,
+    /// Port of the chain; 0 for a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8545)]
+    pub(crate) port: u16,
+    /// Model to register: smollm2-135m, a stored model, or none
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Checkout with the contracts and the npm tools [default: the one that holds this program or the working directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// The whole protocol in a few minutes: an honest answer paid, a lie proven wrong and slashed.
+///
+/// Starts anvil, an honest node, a dishonest node and a watcher as processes of their own, has a user ask both nodes, and shows
+/// what happens as a timeline. With --json prints one object instead: honest {job, status, paid, answer}, fraud {job, status, lie
+/// {layer, position, op, element, claimed, computed}, answers, transactions, gas {calls, total}, reward, refund}, conserved.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Demo {
+    /// What the dishonest node does: an opcode's name (MIX, LINEAR, …) for a wrong element of that operator, or token (another
+    /// token than selected), model (another model's answer), withhold (no answers to demands), malformed (garbage answers)
+    #[arg(long, value_name = "LIE", default_value = "LINEAR")]
+    pub(crate) lie: String,
+    /// Varies where the lie is
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) seed: u64,
+    /// smollm2-135m, or synthetic for a small random model that answers at once
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Where the nodes and the watcher execute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) backend: BackendChoice,
+    /// Tokens of the longest answer
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    pub(crate) max_tokens: u32,
+    /// Keep logs and state even if all goes well
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Checkout with the contracts and the npm tools [default: the one that holds this program or the working directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// Models: fetch, import, inspect, verify, register.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// Fetch a known model and import it; resumes what was interrupted
+    Pull {
+        /// Name of a known model
+        #[arg(value_name = "NAME", default_value = "smollm2-135m")]
+        name: String,
+    },
+    /// Import a GGUF file. The same file gives the same model id everywhere
+    Import {
+        /// The GGUF file
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Name to store it under [default: the file's name]
+        #[arg(long, value_name = "NAME")]
+        name: Option<String>,
+    },
+    /// The models on this machine
+    List,
+    /// A model's manifest, program and sizes
+    Show {
+        /// Model by name or id
+        #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
+        model: String,
+        /// Also list every operator of the program
+        #[arg(long)]
+        program: bool,
+    },
+    /// Hash every byte of a model and compare with its manifest
+    Verify {
+        /// Model by name or id
+        #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
+        model: String,
+    },
+    /// Register a model on chain, so that jobs can name it
+    Register {
+        /// Model by name or id
+        #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
+        model: String,
+        /// Where the files may be found, for others; nothing depends on it
+        #[arg(long, value_name = "URL", default_value = "")]
+        hint: String,
+    },
+}
+
+/// Serve models for pay: stake, prices, the serving process.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// Set where this node serves traces and how many jobs it takes at a time
+    Register {
+        /// Public HTTP address of the node's trace server
+        #[arg(long, value_name = "URL")]
+        endpoint: String,
+        /// Jobs at a time
+        #[arg(long, value_name = "N", default_value_t = 4)]
+        capacity: u32,
+    },
+    /// Serve: take jobs, answer, defend, collect. Survives being killed at any moment
+    Run(NodeRun),
+    /// Post a price for a model: consent to jobs that name this node at that price
+    Price {
+        /// Model by name or id
+        #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
+        model: String,
+        /// Price of a prompt token, in payment tokens
+        #[arg(long, value_name = "AMOUNT")]
+        input: String,
+        /// Price of an output token, in payment tokens
+        #[arg(long, value_name = "AMOUNT")]
+        output: String,
+        /// Longest prompt and answer together, in tokens; 0 withdraws the offer
+        #[arg(long, value_name = "N", default_value_t = 2048)]
+        longest: u32,
+    },
+    /// Add to the stake that backs this node's bonds
+    Stake {
+        /// Payment tokens
+        #[arg(value_name = "AMOUNT")]
+        amount: String,
+    },
+    /// Start unbonding stake; withdrawable when the delay is over
+    Unstake {
+        /// Payment tokens
+        #[arg(value_name = "AMOUNT")]
+        amount: String,
+    },
+    /// Collect what is owed: pay, and stake whose unbonding is over
+    Withdraw,
+    /// Stake, bonds, prices and record of a node
+    Status {
+        /// The node [default: the key's account]
+        #[arg(value_name = "ADDRESS")]
+        address: Option<Address>,
+    },
+}
+
+/// Serve: take jobs, answer, defend, collect. Survives being killed at any moment.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NodeRun {
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Where to serve traces, for watchers and users
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9545")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Journal and state [default: node/ADDRESS in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Also take open jobs, at the posted price
+    #[arg(long)]
+    pub(crate) open_jobs: bool,
+}
+
+/// Buy an answer on chain and print it.
+///
+/// The prompt and the answer are public: they are posted in calldata, so that anybody can check them. The node's bond stands
+/// behind the answer; if it is late or wrong, the price comes back.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Ask {
+    /// What to ask; - reads it from stdin
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: String,
+    /// Model by name or id
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Tokens of the longest answer
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) max_tokens: u32,
+    /// The node to ask [default: the cheapest that offers the model]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) node: Option<Address>,
+    /// Leave the job open to any node at or under --max-price
+    #[arg(long, conflicts_with = "node")]
+    pub(crate) open: bool,
+    /// The most to pay, in payment tokens [default: the node's quote]
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) max_price: Option<String>,
+    /// Send the prompt as it is, without the model's chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Wait until the job is final, not only answered
+    #[arg(long)]
+    pub(crate) wait_final: bool,
+    /// Give up waiting after this many seconds; the job goes on without us
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) patience: u64,
+}
+
+/// Jobs: list, show, cancel, settle.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Job {
+    /// Jobs, newest first
+    List {
+        /// Only those of this user or node
+        #[arg(long, value_name = "ADDRESS")]
+        of: Option<Address>,
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: u64,
+    },
+    /// A job with its texts, money and deadlines
+    Show {
+        /// The job
+        #[arg(value_name = "JOB")]
+        job: u64,
+        /// Take the prompt's and answer's text from this model instead of the one the job names
+        #[arg(long, value_name = "MODEL", hide = true)]
+        model: Option<String>,
+    },
+    /// Take back a job that no node has accepted
+    Cancel {
+        /// The job
+        #[arg(value_name = "JOB")]
+        job: u64,
+    },
+    /// End a job that is due: finalize an answered one after its window, expire a late one
+    Settle {
+        /// The job
+        #[arg(value_name = "JOB")]
+        job: u64,
+    },
+}
+
+/// Re-execute every answer, challenge wrong ones, collect the rewards.
+///
+/// Checks itself first: the model's bytes against the id on chain and a self-test of the backend, so that a broken machine
+/// accuses nobody. With --json every event is one line.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Watch {
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Journal and state [default: watch/ADDRESS in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// Find faults but send nothing; needs no key
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Stop when nothing is left to do
+    #[arg(long)]
+    pub(crate) once: bool,
+}
+
+/// Challenges: list, show.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Dispute {
+    /// Jobs with a demand, a proof or a slash
+    List {
+        /// At most so many
+        #[arg(long, value_name = "N", default_value_t = 20)]
+        limit: u64,
+    },
+    /// Every step of a job's challenge
+    Show {
+        /// The job
+        #[arg(value_name = "JOB")]
+        job: u64,
+    },
+}
+
+/// Every bucket an account has money in, and when each is released.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Money {
+    /// The account [default: the key's]
+    #[arg(value_name = "ADDRESS")]
+    pub(crate) address: Option<Address>,
+    /// Collect what the market owes the key's account
+    #[arg(long, conflicts_with = "address")]
+    pub(crate) withdraw: bool,
+}
+
+/// Check this machine and its surroundings, with the cure for each fault.
+///
+/// Looks at GPU adapters, the model's bytes, disk space, tools, the RPC endpoint, chain id, contracts, key and clock. Exit code 1
+/// if something is wrong.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Only what needs no chain
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// Answer a prompt on this machine, without a chain, with the trace an oath would bind.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Run {
+    /// The prompt; - reads it from stdin
+    #[arg(value_name = "PROMPT")]
+    pub(crate) prompt: String,
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// Tokens of the longest answer
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub(crate) max_tokens: u32,
+    /// Execute the prompt as it is, without the model's chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    /// Save the answer with its trace root, for `sworn audit`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save: Option<PathBuf>,
+}
+
+/// Re-execute a saved answer and compare its trace.
+///
+/// One pass over the known tokens, on whichever backend; exit code 1 and the first difference if it is not what was saved.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Audit {
+    /// What `sworn run --save` or `sworn job show --json` wrote
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Where to execute; every backend gives the same bits
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) backend: BackendChoice,
+    /// Model by name or id [default: the one the answer names]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+}
+
+/// Compare the integer model with the float reading of its source: perplexity, agreement.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Eval {
+    /// Model by name or id; its GGUF must be on this machine
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// The GGUF for the float reading [default: the file the model was imported from]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) gguf: Option<PathBuf>,
+    /// UTF-8 text to predict
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens of the text to use at most
+    #[arg(long, value_name = "N")]
+    pub(crate) limit: Option<usize>,
+}
+
+/// Keys: make, show.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a key and write it as an encrypted keystore v3 file
+    New {
+        /// File to write [default: keys/ADDRESS.json in the home directory]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// The address of a keystore file; needs no password
+    Show {
+        /// The file [default: --key]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// A 32-byte id as a flag.
+pub(crate) type Id = B256;

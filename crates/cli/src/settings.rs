@@ -1,0 +1,118 @@
+//! What every verb may need, taken from the global flags when it is needed: a verb that signs nothing asks for no key.
+
+use std::fs;
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+
+use alloy::primitives::Address;
+use alloy::signers::local::PrivateKeySigner;
+use sworn_bindings::Deployment;
+
+use crate::args::Global;
+use crate::config;
+use crate::fault::{Doing, Fault, Result};
+use crate::keystore;
+use crate::output::Output;
+
+/// The global flags, with the home directory settled.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Where results go.
+    pub(crate) out: Output,
+    /// Models, keys, state.
+    pub(crate) home: PathBuf,
+    /// The chain's endpoint.
+    pub(crate) rpc: String,
+    key: Option<PathBuf>,
+    password_file: Option<PathBuf>,
+    deployment: Option<PathBuf>,
+    log: String,
+}
+
+impl Settings {
+    pub(crate) fn new(global: Global) -> Result<Self> {
+        let home = match global.home {
+            Some(home) => home,
+            None => config::default_home()?,
+        };
+        Ok(Self {
+            out: Output::new(global.json),
+            home,
+            rpc: global.rpc,
+            key: global.key,
+            password_file: global.password_file,
+            deployment: global.deployment,
+            log: global.log,
+        })
+    }
+
+    /// Sends the log to stderr, filtered.
+    pub(crate) fn start_log(&self) -> Result<()> {
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log)
+            .map_err(|e| Fault::usage(format!("--log {:?} is no filter ({e}): use for instance info or sworn_node=debug", self.log)))?;
+        tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(true)
+            .init();
+        Ok(())
+    }
+
+    /// The deployment file's contents.
+    pub(crate) fn deployment(&self) -> Result<Deployment> {
+        let path = self.deployment.as_ref().ok_or_else(|| {
+            Fault::usage("no deployment: give --deployment FILE (or SWORN_DEPLOYMENT); `sworn devnet` makes one and prints its path")
+        })?;
+        Ok(Deployment::load(path)?)
+    }
+
+    /// Whether a deployment was named.
+    pub(crate) fn has_deployment(&self) -> bool {
+        self.deployment.is_some()
+    }
+
+    /// The keystore file.
+    pub(crate) fn key_file(&self) -> Result<&Path> {
+        self.key.as_deref().ok_or_else(|| {
+            Fault::usage("no key: give --key FILE (or SWORN_KEY), a keystore v3 file; `sworn key new` makes one")
+        })
+    }
+
+    /// The account of the key, without its password.
+    pub(crate) fn account(&self) -> Result<Address> {
+        keystore::address(self.key_file()?)
+    }
+
+    /// The signing key, decrypted.
+    pub(crate) fn signer(&self) -> Result<PrivateKeySigner> {
+        let path = self.key_file()?;
+        keystore::check(path)?;
+        let password = self.password(&format!("Password of {}: ", path.display()))?;
+        keystore::open(path, &password)
+    }
+
+    /// A password for a new key: typed twice when it comes from a terminal.
+    pub(crate) fn new_password(&self) -> Result<String> {
+        let password = self.password("New password: ")?;
+        let typed = self.password_file.is_none() && std::env::var_os("SWORN_PASSWORD").is_none();
+        if typed && self.password("The same again: ")? != password {
+            return Err(Fault::failed("the two passwords differ; nothing was written"));
+        }
+        Ok(password)
+    }
+
+    fn password(&self, prompt: &str) -> Result<String> {
+        if let Some(path) = &self.password_file {
+            let text = fs::read_to_string(path).doing(|| format!("cannot read the password file {}: check --password-file", path.display()))?;
+            return Ok(text.trim_end_matches(['\n', '\r']).to_owned());
+        }
+        if let Some(password) = std::env::var_os("SWORN_PASSWORD") {
+            return password.into_string().map_err(|_| Fault::usage("SWORN_PASSWORD is not UTF-8"));
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(Fault::usage("no password: give --password-file FILE or set SWORN_PASSWORD (there is no terminal to ask on)"));
+        }
+        rpassword::prompt_password(prompt).doing(|| "cannot read the password from the terminal".into())
+    }
+}
