@@ -1,0 +1,144 @@
+//! Between the contracts' types and those of `commit`.
+
+use alloy::primitives::{B256, U256};
+use sworn_commit::{Manifest, TraceDims};
+use sworn_isa::{Program, Section};
+
+use crate::{IMarket, JobState, ModelShape, Target, TargetKind, TraceContext};
+
+/// The protocol's name of an opening, as `IChallenges.openingId` computes it: jobId u128, rank u16, layer u16, row u32, op u16,
+/// index u32, zero u16.
+pub fn opening_id(job: U256, target: &Target) -> B256 {
+    let rank = ((target.kind as u16) << 8) | (255 - target.level as u16);
+    let mut id = [0; 32];
+    id[..16].copy_from_slice(&job.to_be_bytes::<32>()[16..]);
+    id[16..18].copy_from_slice(&rank.to_be_bytes());
+    id[18..20].copy_from_slice(&target.layer.to_be_bytes());
+    id[20..24].copy_from_slice(&target.row.to_be_bytes());
+    id[24..26].copy_from_slice(&target.op.to_be_bytes());
+    id[26..30].copy_from_slice(&target.index.to_be_bytes());
+    B256::from(id)
+}
+
+/// The sizes of a submitted job's trace, for a model with `layers` blocks; `None` before a result is there.
+pub fn job_dims(job: &IMarket::Job, layers: u16) -> Option<TraceDims> {
+    (job.nIn > 0 && job.nOut > 0).then_some(TraceDims { layers, n_in: job.nIn, n_out: job.nOut })
+}
+
+impl Target {
+    const fn at(kind: TargetKind, layer: u16, row: u32, op: u16, level: u8, index: u32) -> Self {
+        Target { kind, layer, row, op, level, index }
+    }
+
+    /// A node of the tree over layer roots.
+    pub const fn layers(level: u8, index: u32) -> Self {
+        Self::at(TargetKind::Layers, 0, 0, 0, level, index)
+    }
+
+    /// A node of the tree over a layer's rows.
+    pub const fn positions(layer: u16, level: u8, index: u32) -> Self {
+        Self::at(TargetKind::Positions, layer, 0, 0, level, index)
+    }
+
+    /// The operator roots of one (layer, row).
+    pub const fn op_list(layer: u16, row: u32) -> Self {
+        Self::at(TargetKind::OpList, layer, row, 0, 0, 0)
+    }
+
+    /// A node of the page tree of an operator's tensor.
+    pub const fn pages(layer: u16, row: u32, op: u16, level: u8, index: u32) -> Self {
+        Self::at(TargetKind::Pages, layer, row, op, level, index)
+    }
+
+    /// One page of an operator's tensor.
+    pub const fn page(layer: u16, row: u32, op: u16, index: u32) -> Self {
+        Self::at(TargetKind::Page, layer, row, op, 0, index)
+    }
+}
+
+impl std::fmt::Display for Target {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Target { kind, layer, row, op, level, index } = self;
+        match kind {
+            TargetKind::Layers => write!(f, "layer roots, level {level} node {index}"),
+            TargetKind::Positions => write!(f, "layer {layer}, level {level} node {index}"),
+            TargetKind::OpList => write!(f, "operators of layer {layer} row {row}"),
+            TargetKind::Pages => write!(f, "layer {layer} row {row} operator {op}, level {level} node {index}"),
+            TargetKind::Page => write!(f, "layer {layer} row {row} operator {op} page {index}"),
+            TargetKind::__Invalid => write!(f, "no target"),
+        }
+    }
+}
+
+impl TraceContext {
+    /// What the judge must know of a trace.
+    pub fn new(
+        dims: &TraceDims,
+        layers_root: sworn_commit::Hash,
+        input_hash: sworn_commit::Hash,
+        output_hash: sworn_commit::Hash,
+    ) -> Self {
+        TraceContext {
+            layersRoot: layers_root.into(),
+            inputHash: input_hash.into(),
+            outputHash: output_hash.into(),
+            nIn: dims.n_in,
+            nOut: dims.n_out,
+        }
+    }
+
+    /// The same of a submitted job.
+    pub fn of_job(job: &IMarket::Job) -> Self {
+        TraceContext {
+            layersRoot: job.layersRoot,
+            inputHash: job.inputHash,
+            outputHash: job.outputHash,
+            nIn: job.nIn,
+            nOut: job.nOut,
+        }
+    }
+}
+
+impl ModelShape {
+    /// What `Models` keeps of a model.
+    pub fn of(manifest: &Manifest, program: &Program) -> Self {
+        let mask = |section: &Section| {
+            let exported = section.ops.iter().enumerate().filter(|(_, op)| op.export);
+            exported.fold(U256::ZERO, |mask, (i, _)| mask | (U256::ONE << i))
+        };
+        ModelShape {
+            layers: manifest.layers,
+            vocab: manifest.vocab,
+            maxPositions: manifest.max_positions,
+            opCounts: manifest.op_counts,
+            sectionRoots: manifest.section_roots.map(B256::from),
+            exportMasks: [0, 1, 2].map(|i| mask(&program.sections[i])),
+            weights: manifest.weights,
+            weightsRoot: manifest.weights_root.into(),
+            tables: manifest.tables,
+            tablesRoot: manifest.tables_root.into(),
+        }
+    }
+}
+
+impl JobState {
+    /// Whether the job has reached its end.
+    pub const fn is_terminal(self) -> bool {
+        matches!(self, JobState::Final | JobState::Expired | JobState::Cancelled | JobState::Slashed)
+    }
+
+    /// The state's name in lower case.
+    pub const fn name(self) -> &'static str {
+        match self {
+            JobState::None => "none",
+            JobState::Open => "open",
+            JobState::Assigned => "assigned",
+            JobState::Submitted => "submitted",
+            JobState::Final => "final",
+            JobState::Expired => "expired",
+            JobState::Cancelled => "cancelled",
+            JobState::Slashed => "slashed",
+            JobState::__Invalid => "unknown",
+        }
+    }
+}
