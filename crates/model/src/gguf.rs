@@ -129,10 +129,16 @@ pub struct TensorInfo {
     row_bytes: usize,
 }
 
+#[derive(Debug)]
+enum Backing {
+    Map(Mmap),
+    Memory(Vec<u8>),
+}
+
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct Gguf {
-    map: Mmap,
+    backing: Backing,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -156,12 +162,24 @@ impl Gguf {
         // this one with SIGBUS, as with any memory-mapped model, and cannot lead to a wrong id (the bytes are hashed as read).
         let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("mapping", path))?;
         let (metadata, tensors) = parse(&map)?;
-        Ok(Gguf { map, metadata, tensors })
+        Ok(Gguf { backing: Backing::Map(map), metadata, tensors })
+    }
+
+    /// Like [`Self::open`], of a file's bytes in memory.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
+        let (metadata, tensors) = parse(&bytes)?;
+        Ok(Gguf { backing: Backing::Memory(bytes), metadata, tensors })
     }
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        match &self.backing {
+            Backing::Map(m) => m,
+            Backing::Memory(v) => v,
+        }
     }
 
     /// Every metadata key with its value.
@@ -263,7 +281,7 @@ impl Gguf {
     pub fn read_row(&self, tensor: &TensorInfo, row: usize, out: &mut [f32]) {
         assert!(row < tensor.rows && out.len() == tensor.cols, "row outside of its tensor");
         let start = tensor.start + row * tensor.row_bytes;
-        let bytes = &self.map[start..start + tensor.row_bytes];
+        let bytes = &self.bytes()[start..start + tensor.row_bytes];
         let half = |b: &[u8]| f16::from_le_bytes([b[0], b[1]]).to_f32();
         match tensor.dtype {
             TensorType::F32 => {

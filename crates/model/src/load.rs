@@ -380,7 +380,6 @@ impl Model {
                             if d.opcode == Opcode::Linear {
                                 let bits = input_bits(&section.ops, d);
                                 let bits = bits.ok_or_else(|| format!("{}: its input is not quantised", at()))?;
-                                // 8-bit inputs reach 127, so nine bits bound them, too, and are the least checked below.
                                 widest[i] = widest[i].max(bits);
                             }
                         }

@@ -1,0 +1,5 @@
+//! What several test files need.
+#![allow(dead_code, reason = "no test file uses all of it")]
+
+pub(crate) mod gguf_file;
+pub(crate) mod interpreter;
