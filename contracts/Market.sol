@@ -115,7 +115,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
             emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
         } else {
             INodes.Ask memory ask;
-            (ask, escrow) = _priceAt(node, modelId, j.nIn, maxNew, maxPrice);
+            (ask, escrow) = _priceUnder(maxPrice, node, modelId, j.nIn, maxNew);
             emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
             _assign(jobId, j, node, ask, escrow);
         }
@@ -140,7 +140,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         Job storage j = _inState(jobId, JobState.Open);
         _notAfter(jobId, j.deadline);
         uint128 ceiling = j.escrow;
-        (INodes.Ask memory ask, uint128 price) = _priceAt(msg.sender, j.modelId, j.nIn, j.maxNew, ceiling);
+        (INodes.Ask memory ask, uint128 price) = _priceUnder(ceiling, msg.sender, j.modelId, j.nIn, j.maxNew);
         j.escrow = price;
         _assign(jobId, j, msg.sender, ask, price);
         if (ceiling > price) _endEscrow(jobId, j.user, ceiling - price);
@@ -307,7 +307,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
 
     /// @inheritdoc IMarket
     function quote(bytes32 modelId, address node, uint32 nIn, uint32 maxNew) external view returns (uint256 price) {
-        (, price) = _priceAt(node, modelId, nIn, maxNew, type(uint128).max);
+        (, price) = _ask(node, modelId, nIn, maxNew);
     }
 
     /// @inheritdoc IMarket
@@ -354,16 +354,26 @@ contract Market is IMarket, ReentrancyGuardTransient {
         return uint40(block.timestamp) + delay;
     }
 
-    function _priceAt(address node, bytes32 modelId, uint32 nIn, uint32 maxNew, uint128 maxPrice)
+    /// A node's ask, and what the longest answer costs at it.
+    function _ask(address node, bytes32 modelId, uint32 nIn, uint32 maxNew)
         private
         view
-        returns (INodes.Ask memory ask, uint128)
+        returns (INodes.Ask memory ask, uint256 price)
     {
         ask = INodes(nodes).ask(node, modelId);
         if (ask.maxTokens == 0) revert NotOffered(node, modelId);
         uint256 tokens = uint256(nIn) + maxNew;
         if (tokens > ask.maxTokens) revert MoreThanOffered(tokens, ask.maxTokens);
-        uint256 price = nIn * uint256(ask.perInputToken) + maxNew * uint256(ask.perOutputToken);
+        price = nIn * uint256(ask.perInputToken) + maxNew * uint256(ask.perOutputToken);
+    }
+
+    function _priceUnder(uint128 maxPrice, address node, bytes32 modelId, uint32 nIn, uint32 maxNew)
+        private
+        view
+        returns (INodes.Ask memory ask, uint128)
+    {
+        uint256 price;
+        (ask, price) = _ask(node, modelId, nIn, maxNew);
         if (price > maxPrice) revert PriceOverCeiling(price, maxPrice);
         return (ask, uint128(price));
     }
