@@ -39,6 +39,11 @@ impl Slot {
         &self.bufs[kind as usize]
     }
 
+    /// Swaps the exports of the layer before with those kept elsewhere.
+    pub(crate) fn exchange(&mut self, exports: &mut Vec<OpTensor>) {
+        std::mem::swap(&mut self.prev, exports);
+    }
+
     /// Exports of the layer before, in program order.
     pub(crate) fn exports(&self) -> &[OpTensor] {
         &self.prev

@@ -11,17 +11,24 @@ use thiserror::Error;
 
 mod attention;
 mod cpu;
+pub mod eval;
+mod generate;
 pub mod kernels;
 mod layer;
 mod linear;
 mod plan;
+mod replay;
 mod simd;
 mod tensor;
+mod trace;
 
 pub use cpu::{Cpu, HookFactory};
+pub use generate::{Audit, Generation, Request, audit, generate};
 pub use linear::{Matrix, Scale};
+pub use replay::{Replay, replay};
 pub use simd::Simd;
 pub use tensor::{OpTensor, View};
+pub use trace::{Trace, TraceRecorder};
 
 /// Why an execution failed.
 #[derive(Debug, Error)]
@@ -58,6 +65,12 @@ pub enum EngineError {
         /// as reported
         message: String,
     },
+    /// A request that cannot be run.
+    #[error("{0}")]
+    Request(String),
+    /// The float model to compare with cannot be computed.
+    #[error("float reference: {0}")]
+    Reference(String),
     /// The caller's sink refused (disk full, cancelled).
     #[error("execution stopped: {0}")]
     Sink(String),
