@@ -1,0 +1,180 @@
+//! Operators over the positions up to each row's own. Row r is position t and has N = t + 1 of them, so a later row of the
+//! batch does more work; `Rows::stride` has room for the longest.
+
+use cubecl::prelude::*;
+
+use super::arith::*;
+use super::{Rows, start};
+
+/// `SCORES`. Cubes: positions × rows × heads. `kr` and `ksr` give the stride of the caches.
+#[cube(launch_unchecked)]
+pub(crate) fn scores(
+    ctx: &[u32],
+    q: &[i32],
+    qs: &[i32],
+    k: &[i32],
+    ks: &[i32],
+    out: &mut [i32],
+    qr: Rows,
+    qsr: Rows,
+    k_stride: u32,
+    ks_stride: u32,
+    or: Rows,
+    group: u32,
+    shared_by: u32,
+) {
+    let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
+    let t = ctx[0] + r;
+    if j <= t {
+        let kv = h / shared_by;
+        let query = start(&qr, r, t) + h * group;
+        let key = j * k_stride + kv * group;
+        let mut acc = 0i32;
+        for d in 0..group {
+            acc += q[(query + d) as usize] * k[(key + d) as usize];
+        }
+        let scale = start(&qsr, r, t) + 2u32 * h;
+        let key_scale = j * ks_stride + 2u32 * kv;
+        let m = u32::reinterpret(qs[scale as usize]) * u32::reinterpret(ks[key_scale as usize]);
+        let s = 0i32 - qs[(scale + 1u32) as usize] - ks[(key_scale + 1u32) as usize];
+        out[(start(&or, r, t) + h * (t + 1u32) + j) as usize] = smulrs(acc, m, s);
+    }
+}
+
+/// `ROW_MAX` and `ROW_SUM`: a running reduction over blocks of positions. Cubes: heads × rows; each unit reduces a block,
+/// then folds the blocks before it.
+#[cube(launch_unchecked)]
+pub(crate) fn row_scan(
+    ctx: &[u32],
+    s: &[i32],
+    out: &mut [i32],
+    sr: Rows,
+    or: Rows,
+    heads: u32,
+    block: u32,
+    #[comptime] units: u32,
+    #[comptime] sum: bool,
+) {
+    let (h, r) = (CUBE_POS_X, CUBE_POS_Y);
+    let t = ctx[0] + r;
+    let n = t + 1u32;
+    let from = start(&sr, r, t) + h * n;
+    let to = start(&or, r, t) + h;
+    let blocks = t / block + 1u32;
+    let mut shared = Shared::<[i32]>::new_slice(units as usize);
+    // The neutral element: no score lies below −CL, no sum has a term before the first.
+    let neutral = if comptime!(sum) { 0u32 } else { 0x8000_0001u32 };
+    let mut carry = i32::reinterpret(neutral);
+    let mut first = 0u32;
+    while first < blocks {
+        let b = first + UNIT_POS;
+        let mut own = i32::reinterpret(neutral);
+        if b < blocks {
+            let mut j = b * block;
+            let mut end = j + block;
+            if end > n {
+                end = n;
+            }
+            while j < end {
+                own = combine(own, s[(from + j) as usize], sum);
+                j += 1u32;
+            }
+        }
+        shared[UNIT_POS as usize] = own;
+        sync_cube();
+        let mut total = carry;
+        for u in 0..units {
+            let before = shared[u as usize];
+            if u < UNIT_POS {
+                total = combine(total, before, sum);
+            }
+            carry = combine(carry, before, sum);
+        }
+        if b < blocks {
+            out[(to + b * heads) as usize] = combine(total, own, sum);
+        }
+        sync_cube();
+        first += units;
+    }
+}
+
+#[cube]
+fn combine(a: i32, b: i32, #[comptime] sum: bool) -> i32 {
+    if comptime!(sum) {
+        a + b
+    } else {
+        let mut m = a;
+        if b > m {
+            m = b;
+        }
+        m
+    }
+}
+
+/// `EXP`. Cubes: positions × rows × heads.
+#[cube(launch_unchecked)]
+pub(crate) fn exp(
+    ctx: &[u32],
+    s: &[i32],
+    max: &[i32],
+    table: &[i32],
+    out: &mut [i32],
+    sr: Rows,
+    mr: Rows,
+    or: Rows,
+) {
+    let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
+    let t = ctx[0] + r;
+    if j <= t {
+        let i = h * (t + 1u32) + j;
+        let top = max[(start(&mr, r, t) + h) as usize];
+        let difference = top - s[(start(&sr, r, t) + i) as usize];
+        let e = exp2neg(u32::reinterpret(difference), table);
+        out[(start(&or, r, t) + i) as usize] = i32::reinterpret(e);
+    }
+}
+
+/// `PROB`. Cubes: positions × rows × heads.
+#[cube(launch_unchecked)]
+pub(crate) fn probability(ctx: &[u32], e: &[i32], z: &[i32], out: &mut [i32], er: Rows, zr: Rows, or: Rows) {
+    let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
+    let t = ctx[0] + r;
+    if j <= t {
+        let i = h * (t + 1u32) + j;
+        let total = u32::reinterpret(z[(start(&zr, r, t) + h) as usize]);
+        let value = u32::reinterpret(e[(start(&er, r, t) + i) as usize]);
+        out[(start(&or, r, t) + i) as usize] = i32::reinterpret(prob(value, total));
+    }
+}
+
+/// `MIX`. Cubes: elements × rows; a unit runs over all positions and writes the running sum after each sixteen.
+#[cube(launch_unchecked)]
+pub(crate) fn mix(
+    ctx: &[u32],
+    p: &[i32],
+    v: &[i32],
+    out: &mut [i32],
+    pr: Rows,
+    v_stride: u32,
+    or: Rows,
+    inner: u32,
+    group: u32,
+    shared_by: u32,
+) {
+    let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    if i < inner {
+        let t = ctx[0] + r;
+        let n = t + 1u32;
+        let h = i / group;
+        let from = start(&pr, r, t) + h * n;
+        let column = h / shared_by * group + i % group;
+        let to = start(&or, r, t) + i;
+        let mut acc = 0i32;
+        for j in 0..n {
+            acc += p[(from + j) as usize] * v[(j * v_stride + column) as usize];
+            if (j & 15u32) == 15u32 || j == t {
+                out[(to + (j >> 4u32) * inner) as usize] = acc;
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Every opcode's kernel against the scalar reference: at least 10,000 output elements each, all with inputs of their own.
+//!
+//! Needs a Vulkan adapter; `script/mesa` gets a software one.
+
+#[path = "../../testkit/src/cases.rs"]
+#[allow(unreachable_pub, dead_code)]
+mod cases;
+
+use cases::{Case, OperandData, Row, cases};
+use sworn_engine_wgpu::{Kernels, PackedRows, Selection, Single, Values};
+use sworn_isa::Opcode;
+
+const ELEMENTS: usize = 10_000;
+
+fn kernels() -> Kernels {
+    Kernels::open(&Selection::Best).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Rows as a model stores them.
+fn stored(rows: &[Row]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for r in rows {
+        for (m, sh) in &r.scales {
+            bytes.extend(m.to_be_bytes());
+            bytes.extend(sh.to_be_bytes());
+        }
+        bytes.extend(r.elements.iter().map(|e| *e as u8));
+    }
+    bytes
+}
+
+/// What an honest node computes: the reference's value, except that `SELECT` is told neither claim nor next token.
+fn expected(case: &Case) -> Vec<i64> {
+    match case.descriptor.opcode {
+        Opcode::Select => vec![i64::from(case.hint)],
+        _ => case.expected.clone(),
+    }
+}
+
+fn check(kernels: &Kernels, opcode: Opcode, seed: u64) -> (usize, usize) {
+    let mut stream = cases(opcode, seed);
+    let (mut elements, mut operators) = (0, 0);
+    while elements < ELEMENTS {
+        let batch: Vec<Case> = stream.by_ref().take(128).collect();
+        let matrices: Vec<Vec<u8>> = batch
+            .iter()
+            .map(|c| c.operands.iter().find_map(|o| if let OperandData::Rows(r) = o { Some(stored(r)) } else { None }))
+            .map(Option::unwrap_or_default)
+            .collect();
+        let singles: Vec<Single<'_>> = batch
+            .iter()
+            .zip(&matrices)
+            .map(|(c, bytes)| {
+                let mut operands = [Values::None; 4];
+                for (k, o) in c.operands.iter().enumerate() {
+                    operands[k] = match o {
+                        OperandData::None => Values::None,
+                        OperandData::Tensor(v) => Values::Tensor(v),
+                        OperandData::Cache(rows) => Values::Cache(rows),
+                        OperandData::Rows(rows) => Values::Rows(PackedRows {
+                            rows: rows.len(),
+                            cols: rows[0].elements.len(),
+                            scales: rows[0].scales.len(),
+                            bytes,
+                        }),
+                        OperandData::Token(t) => Values::Token(*t),
+                    };
+                }
+                Single { descriptor: &c.descriptor, t: c.t, operands }
+            })
+            .collect();
+        let got = kernels.run(&singles).unwrap_or_else(|e| panic!("{opcode}: {e}"));
+        for (case, got) in batch.iter().zip(got) {
+            let want = expected(case);
+            if let Some(i) = (0..want.len()).find(|i| want[*i] != got[*i]) {
+                panic!("{opcode}: element {i} is {}, should be {}: {case:?}", got[i], want[i]);
+            }
+            elements += want.len();
+            operators += 1;
+        }
+    }
+    (elements, operators)
+}
+
+#[test]
+fn every_opcode_gives_the_bits_of_the_reference() {
+    let kernels = kernels();
+    eprintln!("adapter: {}", kernels.adapter());
+    let mut total = 0;
+    for opcode in Opcode::ALL {
+        let (elements, operators) = check(&kernels, *opcode, 2);
+        eprintln!("{:<12} {elements:>7} elements of {operators} operators equal", opcode.name());
+        total += elements;
+    }
+    eprintln!("wgpu differential: {total} elements, 0 differences");
+}
+
+#[test]
+fn matrices_over_a_bindings_size_are_split() {
+    let kernels = kernels().with_rows_per_binding(4);
+    for opcode in [Opcode::Embed, Opcode::Linear] {
+        let (elements, _) = check(&kernels, opcode, 3);
+        assert!(elements >= ELEMENTS);
+    }
+}
