@@ -157,6 +157,7 @@ impl Staging {
         })?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(ModelError::io("creating", &parent))?;
+        remove_abandoned(&parent, name);
         // Two writers, also two threads of one process, must not share a temporary directory.
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let n = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -235,6 +236,19 @@ impl StagedFile {
     pub(crate) fn finish(mut self) -> Result<()> {
         self.writer.flush().map_err(ModelError::io("writing", &self.path))?;
         self.writer.get_ref().sync_all().map_err(ModelError::io("writing", &self.path))
+    }
+}
+
+/// Removes what a killed writer of the same directory left behind. Only what has been still for an hour: another one may be
+/// at work. Failing is harmless.
+fn remove_abandoned(parent: &Path, name: &str) {
+    let prefix = format!(".{name}.partial-");
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let still = || entry.metadata().and_then(|m| m.modified()).ok()?.elapsed().ok();
+        let ours = entry.file_name().to_str().is_some_and(|n| n.starts_with(&prefix));
+        if ours && still().is_some_and(|age| age.as_secs() > 3600) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -47,11 +47,11 @@ fn import_open(gguf: &Gguf, out: &Path, options: &ImportOptions, progress: OnPro
         format: "GGUF".into(),
         bytes: gguf.bytes().len() as u64,
         sha256: sha256(gguf.bytes(), progress),
-        license: gguf.string("general.license")?.map(str::to_owned),
+        license: gguf.string("general.license")?.map(printable),
     };
     let name = match (&options.name, gguf.string("general.name")?) {
         (Some(n), _) => n.clone(),
-        (None, Some(n)) => n.to_owned(),
+        (None, Some(n)) => printable(n),
         (None, None) => "unnamed".to_owned(),
     };
     let parts = Parts {
@@ -65,6 +65,11 @@ fn import_open(gguf: &Gguf, out: &Path, options: &ImportOptions, progress: OnPro
         source,
     };
     pack(out, parts, &GgufTensors(gguf), progress)
+}
+
+/// A name out of a file that anybody may have written, fit to be shown on a terminal.
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
 fn sha256(bytes: &[u8], progress: OnProgress<'_>) -> String {

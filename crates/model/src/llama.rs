@@ -155,10 +155,10 @@ impl LlamaConfig {
         if self.layers == 0 || self.layers > 4096 {
             return bad(format!("{} blocks", self.layers));
         }
-        if self.kv_heads == 0 || self.heads == 0 || self.heads % self.kv_heads != 0 {
+        if self.kv_heads == 0 || self.heads == 0 || !self.heads.is_multiple_of(self.kv_heads) {
             return bad(format!("{} query heads over {} key/value heads", self.heads, self.kv_heads));
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 || self.head_dim > 256 || self.heads > 1 << 12 {
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || self.head_dim > 256 || self.heads > 1 << 12 {
             return bad(format!("{} heads of width {} (even widths up to 256 are supported)", self.heads, self.head_dim));
         }
         let reduced = [self.hidden, self.heads * self.head_dim, self.ffn];

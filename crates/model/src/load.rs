@@ -511,3 +511,21 @@ fn map_weights(dir: &Path, index: &Index) -> Result<(Mmap, Vec<usize>)> {
     let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("mapping", &path))?;
     Ok((map, starts))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_shared_between_threads() {
+        fn shared<T: Send + Sync>() {}
+        shared::<Model>();
+    }
+
+    #[test]
+    fn row_sums_of_long_extreme_rows() {
+        assert_eq!(row_sum(&[-127; 5000]), (127 * 5000, -127));
+        assert_eq!(row_sum(&[i8::MIN; 300]), (128 * 300, i8::MIN));
+        assert_eq!(row_sum(&[0, 3, -4]), (7, -4));
+    }
+}

@@ -55,7 +55,7 @@ pub const KNOWN_MODELS: &[KnownModel<'static>] = &[KnownModel {
 /// No published model of interest is larger; a bound against a server that never ends.
 const MAX_DOWNLOAD: u64 = 8 << 30;
 const MAX_INDEX_PAGE: usize = 16 << 20;
-const ATTEMPTS: u32 = 5;
+const ATTEMPTS: u32 = 4;
 
 /// Fetches a known model into the store of `home`, imports and loads it. What is there already is not fetched again; an
 /// interrupted download continues where it stopped. May be called from several processes at once: one works, the others wait.

@@ -72,7 +72,7 @@ fn every_storage_type_gives_its_numbers() {
     let half = |x: f32| half::f16::from_f32(x).to_le_bytes();
     let nibbles: Vec<u8> = (0..16u8).map(|i| i | (15 - i) << 4).collect();
     let whole: Vec<f32> = (0..32).map(|i| i as f32 * 0.25 - 4.0).collect();
-    let q8: Vec<i8> = (0..32).map(|i| i * 8 - 127).collect();
+    let q8: Vec<i8> = (0..32).map(|i: i16| (i * 8 - 127) as i8).collect();
     let cases: Vec<(u32, Vec<u8>, Vec<f32>)> = vec![
         (0, whole.iter().flat_map(|x| x.to_le_bytes()).collect(), whole.clone()),
         (1, whole.iter().flat_map(|x| half(*x)).collect(), whole.clone()),
@@ -130,7 +130,8 @@ fn unsupported_files_say_what_and_what_instead() {
     refused(&with("llama.vocab_size", Meta::U32(5)), "embedding has");
     refused(&with("llama.block_count", Meta::U32(3)), "blk.2.attn_q.weight is missing");
     refused(&with("llama.block_count", text("2")), "expected an unsigned integer");
-    refused(&with("llama.embedding_length", Meta::U32(64)), "rows of 32");
+    refused(&with("llama.feed_forward_length", Meta::U32(65)), "the metadata implies 65 of 32");
+    refused(&with("llama.embedding_length", Meta::U32(33)), "do not divide");
     refused(&with("general.alignment", Meta::U32(7)), "power of two");
     refused(&GgufFile { version: 1, ..whole.clone() }, "version 1");
     refused(&GgufFile { version: 4, ..whole.clone() }, "versions 2 and 3");
