@@ -293,7 +293,9 @@ abstract contract World is Test {
     function exportOfClaimed(uint256 index) internal view returns (bytes memory) {
         uint256 mask = masks[section(claim.layer)];
         for (uint256 k;; k++) {
-            if (mask >> k & 1 == 1 && index-- == 0) return ops[k];
+            if (mask >> k & 1 == 0) continue;
+            if (index == 0) return ops[k];
+            index--;
         }
     }
 
