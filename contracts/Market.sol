@@ -71,9 +71,10 @@ contract Market is IMarket, ReentrancyGuardTransient {
         _inRange("acceptTimeout", p.acceptTimeout, 1, type(uint32).max);
         _inRange("submitTimeout", p.submitTimeout, 1, type(uint32).max);
         _inRange("challengeWindow", p.challengeWindow, 1, type(uint32).max);
-        _inRange("minBond", p.minBond, 1, type(uint128).max);
         _inRange("latePenaltyBps", p.latePenaltyBps, 0, BPS);
         _inRange("challengerShareBps", p.challengerShareBps, 1, BPS - 1);
+        // The share of the smallest bond is not rounded to nothing.
+        _inRange("minBond", p.minBond, (BPS - 1) / p.challengerShareBps + 1, type(uint128).max);
         // Something is burned of every bond, so a node that is its own user and challenger loses by a slash.
         _inRange("userShareBps", p.userShareBps, 0, BPS - 1 - p.challengerShareBps);
 

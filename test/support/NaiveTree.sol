@@ -58,17 +58,9 @@ library NaiveTree {
         hashes = new bytes32[]((data.length + 1023) / 1024);
         for (uint256 i; i < hashes.length; i++) {
             bytes memory page = new bytes(1024);
-            for (uint256 k; k < 1024 && 1024 * i + k < data.length; k += 32) {
-                // Whole words where there are any; byte by byte at the end of the data.
-                if (1024 * i + k + 32 <= data.length) {
-                    assembly {
-                        mstore(add(add(page, 32), k), mload(add(add(data, 32), add(mul(1024, i), k))))
-                    }
-                } else {
-                    for (uint256 b = k; 1024 * i + b < data.length; b++) {
-                        page[b] = data[1024 * i + b];
-                    }
-                }
+            uint256 n = data.length - 1024 * i < 1024 ? data.length - 1024 * i : 1024;
+            assembly {
+                mcopy(add(page, 32), add(add(data, 32), mul(1024, i)), n)
             }
             hashes[i] = keccak256(bytes.concat(hex"00", page));
         }

@@ -72,12 +72,16 @@ contract TinyTrace {
 
     function tensor(uint16 layer, uint32 row, uint16 op) public view returns (bytes memory data) {
         uint32 n = elements(layer, row, op);
-        data = new bytes(4 * n);
+        // Each element is written with a whole word, the next one overwrites what is too much: room for the last.
+        data = new bytes(4 * uint256(n) + 32);
         for (uint32 i; i < n; i++) {
-            bytes4 word = bytes4(uint32(value(layer, row, op, i)));
-            for (uint256 b; b < 4; b++) {
-                data[4 * i + b] = word[b];
+            uint256 word = uint256(uint32(value(layer, row, op, i))) << 224;
+            assembly {
+                mstore(add(add(data, 32), mul(4, i)), word)
             }
+        }
+        assembly {
+            mstore(data, mul(4, n))
         }
     }
 
@@ -163,8 +167,8 @@ contract TinyTrace {
         uint256 end = 1024 * (uint256(index) + 1);
         if (end > all.length) end = all.length;
         data = new bytes(end - 1024 * uint256(index));
-        for (uint256 i; i < data.length; i++) {
-            data[i] = all[1024 * uint256(index) + i];
+        assembly {
+            mcopy(add(data, 32), add(add(all, 32), mul(1024, index)), mload(data))
         }
     }
 
