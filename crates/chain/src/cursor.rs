@@ -1,0 +1,176 @@
+//! Events in order, each at least once, across restarts and reorganisations.
+
+use std::collections::VecDeque;
+
+use alloy::eips::BlockNumberOrTag;
+use alloy::primitives::B256;
+use alloy::providers::Provider;
+use alloy::rpc::types::Filter;
+use alloy::transports::TransportError;
+use serde::{Deserialize, Serialize};
+use sworn_bindings::Event;
+
+use crate::{Chain, Error, Head, Result, Store, Table};
+
+const CURSORS: Table = "sworn/cursors";
+
+/// How a cursor reads.
+#[derive(Clone, Debug)]
+pub struct CursorOptions {
+    /// Most blocks of one request; halved by itself when the RPC finds it too many.
+    pub chunk: u64,
+    /// Block hashes that are remembered: how deep a reorganisation can be without reading everything again.
+    pub remembered: usize,
+}
+
+impl Default for CursorOptions {
+    fn default() -> Self {
+        CursorOptions { chunk: 2_000, remembered: 128 }
+    }
+}
+
+/// An event and where it stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// What happened.
+    pub event: Event,
+    /// Block number.
+    pub block: u64,
+    /// Transaction.
+    pub transaction: B256,
+    /// Position among the block's logs.
+    pub index: u64,
+}
+
+/// News from the chain.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    /// In the chain's order.
+    pub events: Vec<Seen>,
+    /// The latest block when they were read.
+    pub head: Head,
+    /// Whether there is nothing after them up to `head`.
+    pub caught_up: bool,
+    /// Blocks that were read before were replaced: events that are gone stay gone, others may come again.
+    pub reorganised: bool,
+    place: Place,
+}
+
+/// The last blocks that were read, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Place {
+    blocks: VecDeque<(u64, B256)>,
+}
+
+/// Reads all events of a deployment's contracts.
+///
+/// `poll`, act, `commit`: an agent that dies between gets the same events again, so its actions must be idempotent.
+#[derive(Debug)]
+pub struct Cursor {
+    chain: Chain,
+    store: Store,
+    name: String,
+    options: CursorOptions,
+    place: Place,
+}
+
+impl Cursor {
+    /// Continues the cursor of this name, or begins at the deployment's block.
+    ///
+    /// # Errors
+    /// The store fails.
+    pub fn open(chain: Chain, store: Store, name: &str, options: CursorOptions) -> Result<Self> {
+        let place = store.get(CURSORS, name)?.unwrap_or_default();
+        Ok(Cursor { chain, store, name: name.to_owned(), options, place })
+    }
+
+    /// Reads on; an empty batch if there is nothing new. Does not wait.
+    ///
+    /// # Errors
+    /// The RPC fails.
+    pub async fn poll(&mut self) -> Result<Batch> {
+        let mut place = self.place.clone();
+        let reorganised = self.rewind(&mut place).await?;
+        let head = self.chain.head().await?;
+        let from = place.blocks.back().map_or(self.chain.deployment().block, |(number, _)| number + 1);
+        let mut batch = Batch { events: Vec::new(), head, caught_up: true, reorganised, place };
+        if from > head.number {
+            return Ok(batch);
+        }
+        loop {
+            let to = head.number.min(from + self.options.chunk.max(1) - 1);
+            let Some(before) = self.chain.block(BlockNumberOrTag::Number(to)).await? else {
+                return Ok(batch);
+            };
+            let logs = match self.chain.provider().get_logs(&self.filter(from, to)).await {
+                Ok(logs) => logs,
+                // The many words of "too many blocks" or "too many results" have this in common: fewer blocks cure them.
+                Err(TransportError::ErrorResp(e)) if to > from => {
+                    self.options.chunk = (to - from).div_ceil(2);
+                    tracing::debug!(chunk = self.options.chunk, error = %e, "asking for fewer blocks");
+                    continue;
+                }
+                Err(e) => return Err(e.into()),
+            };
+            // A reorganisation in between: the next poll finds the common ancestor.
+            if self.chain.block(BlockNumberOrTag::Number(to)).await?.map(|b| b.hash) != Some(before.hash) {
+                batch.caught_up = false;
+                return Ok(batch);
+            }
+            for log in logs {
+                let (Some(block), Some(transaction), Some(index)) =
+                    (log.block_number, log.transaction_hash, log.log_index)
+                else {
+                    return Err(Error::Answer("a log of a mined block without its place".into()));
+                };
+                match Event::decode(self.chain.deployment(), log.address(), log.data()) {
+                    Some(event) => batch.events.push(Seen { event, block, transaction, index }),
+                    None => {
+                        tracing::warn!(address = %log.address(), block, "a log that the interfaces do not describe")
+                    }
+                }
+            }
+            batch.events.sort_by_key(|e| (e.block, e.index));
+            batch.place.blocks.push_back((to, before.hash));
+            while batch.place.blocks.len() > self.options.remembered.max(1) {
+                batch.place.blocks.pop_front();
+            }
+            batch.caught_up = to == head.number;
+            return Ok(batch);
+        }
+    }
+
+    /// Marks a batch as dealt with.
+    ///
+    /// # Errors
+    /// The store fails; then the batch will come again.
+    pub fn commit(&mut self, batch: &Batch) -> Result<()> {
+        if batch.place != self.place {
+            self.store.put(CURSORS, &self.name, &batch.place)?;
+            self.place = batch.place.clone();
+        }
+        Ok(())
+    }
+
+    /// Drops blocks that the chain no longer has.
+    async fn rewind(&self, place: &mut Place) -> Result<bool> {
+        let mut reorganised = false;
+        while let Some((number, hash)) = place.blocks.back().copied() {
+            if self.chain.block(BlockNumberOrTag::Number(number)).await?.map(|b| b.hash) == Some(hash) {
+                break;
+            }
+            place.blocks.pop_back();
+            reorganised = true;
+        }
+        if reorganised {
+            let to = place.blocks.back().map_or(self.chain.deployment().block, |(n, _)| *n);
+            tracing::warn!(cursor = self.name, to, "the chain was reorganised: reading again");
+        }
+        Ok(reorganised)
+    }
+
+    fn filter(&self, from: u64, to: u64) -> Filter {
+        let d = self.chain.deployment();
+        Filter::new().address(vec![d.models, d.nodes, d.market, d.challenges]).from_block(from).to_block(to)
+    }
+}

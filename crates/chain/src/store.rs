@@ -1,0 +1,159 @@
+//! What an agent keeps on disk: one redb file, tables of JSON values, bound to one deployment on one chain.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Chain, Error, Result};
+
+/// A table's name. Names are the caller's; `sworn/…` are this crate's.
+pub type Table = &'static str;
+
+const IDENTITY: Table = "sworn/identity";
+
+/// An agent's file. Every write is on disk when the call returns. Cheap to clone.
+#[derive(Clone)]
+pub struct Store {
+    db: Arc<Database>,
+    path: Arc<PathBuf>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.path.display())
+    }
+}
+
+const fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
+    TableDefinition::new(table)
+}
+
+impl Store {
+    /// Opens or creates a file and checks that it belongs to `chain`'s deployment.
+    ///
+    /// # Errors
+    /// Another process uses it, it belongs to another chain, or the disk fails.
+    pub fn open(path: impl AsRef<Path>, chain: &Chain) -> Result<Self> {
+        let d = chain.deployment();
+        let identity = format!("{}/{}/{}", d.chain_id, chain.genesis(), d.market);
+        Self::open_as(path.as_ref(), &identity)
+    }
+
+    fn open_as(path: &Path, identity: &str) -> Result<Self> {
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|e| Error::Store { path: parent.to_owned(), reason: e.to_string() })?;
+        }
+        let db = Database::create(path).map_err(|e| match e {
+            DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.to_owned() },
+            e => Error::Store { path: path.to_owned(), reason: e.to_string() },
+        })?;
+        let store = Store { db: Arc::new(db), path: Arc::new(path.to_owned()) };
+        match store.get::<String>(IDENTITY, "chain")? {
+            None => store.put(IDENTITY, "chain", &identity)?,
+            Some(known) if known == identity => {}
+            Some(_) => return Err(Error::OtherChain { path: path.to_owned() }),
+        }
+        Ok(store)
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn fail(&self, e: impl std::fmt::Display) -> Error {
+        Error::Store { path: self.path.to_path_buf(), reason: e.to_string() }
+    }
+
+    /// A value.
+    ///
+    /// # Errors
+    /// The disk fails, or the value is of another shape.
+    pub fn get<T: DeserializeOwned>(&self, table: Table, key: &str) -> Result<Option<T>> {
+        let read = self.db.begin_read().map_err(|e| self.fail(e))?;
+        let table = match read.open_table(definition(table)) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
+            Err(e) => return Err(self.fail(e)),
+        };
+        let value = table.get(key).map_err(|e| self.fail(e))?;
+        value.map(|v| serde_json::from_slice(v.value()).map_err(|e| self.fail(e))).transpose()
+    }
+
+    /// All of a table, by rising key.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn all<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>> {
+        let read = self.db.begin_read().map_err(|e| self.fail(e))?;
+        let table = match read.open_table(definition(table)) {
+            Ok(table) => table,
+            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
+            Err(e) => return Err(self.fail(e)),
+        };
+        let rows = table.iter().map_err(|e| self.fail(e))?;
+        rows.map(|row| {
+            let (key, value) = row.map_err(|e| self.fail(e))?;
+            Ok((key.value().to_owned(), serde_json::from_slice(value.value()).map_err(|e| self.fail(e))?))
+        })
+        .collect()
+    }
+
+    /// Sets a value.
+    ///
+    /// # Errors
+    /// The disk fails; then the old value stands.
+    pub fn put<T: Serialize + ?Sized>(&self, table: Table, key: &str, value: &T) -> Result<()> {
+        let bytes = serde_json::to_vec(value).map_err(|e| self.fail(e))?;
+        let write = self.db.begin_write().map_err(|e| self.fail(e))?;
+        {
+            let mut table = write.open_table(definition(table)).map_err(|e| self.fail(e))?;
+            table.insert(key, &bytes[..]).map_err(|e| self.fail(e))?;
+        }
+        write.commit().map_err(|e| self.fail(e))
+    }
+
+    /// Removes a value, if there is one.
+    ///
+    /// # Errors
+    /// The disk fails; then the value stands.
+    pub fn remove(&self, table: Table, key: &str) -> Result<()> {
+        let write = self.db.begin_write().map_err(|e| self.fail(e))?;
+        {
+            let mut table = write.open_table(definition(table)).map_err(|e| self.fail(e))?;
+            table.remove(key).map_err(|e| self.fail(e))?;
+        }
+        write.commit().map_err(|e| self.fail(e))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_survive_and_the_file_has_one_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deep/er/store.redb");
+        let store = Store::open_as(&path, "one").unwrap();
+        assert_eq!(store.get::<u32>("t", "a").unwrap(), None);
+        assert!(store.all::<u32>("t").unwrap().is_empty());
+        store.put("t", "b", &2).unwrap();
+        store.put("t", "a", &1).unwrap();
+        assert!(matches!(Store::open_as(&path, "one"), Err(Error::Locked { .. })));
+        drop(store);
+        let store = Store::open_as(&path, "one").unwrap();
+        assert_eq!(store.all::<u32>("t").unwrap(), [("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        store.remove("t", "a").unwrap();
+        assert_eq!(store.get::<u32>("t", "a").unwrap(), None);
+        assert!(store.get::<String>("t", "b").is_err());
+        drop(store);
+        assert!(matches!(Store::open_as(&path, "two"), Err(Error::OtherChain { .. })));
+        fs::write(&path, "garbage").unwrap();
+        assert!(Store::open_as(&path, "one").is_err());
+    }
+}
