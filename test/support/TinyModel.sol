@@ -24,7 +24,8 @@ library TinyModel {
     uint8 internal constant I32 = 2;
 
     function operand(uint8 kind, uint32 index) internal pure returns (bytes8) {
-        return bytes8(bytes.concat(bytes1(kind), bytes1(0), bytes2(0), bytes4(index)));
+        // The tensors that operands 1 to 3 read are I32: bits 1 and 2 of the flags.
+        return bytes8(bytes.concat(bytes1(kind), bytes1(kind < 4 ? 2 * I32 : 0), bytes2(0), bytes4(index)));
     }
 
     function descriptor(
