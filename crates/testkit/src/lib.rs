@@ -1,3 +1,8 @@
-//! sworn-testkit
+//! Test support: dishonest provers, devnets, and cases for differential tests.
+//!
+//! **Owns** every way in which this repository lies: none of it is reachable from the shipped binary. **May depend on** all
+//! other crates but the command line. **Must never** be a dependency of one of them outside its tests.
+#![forbid(unsafe_code)]
 
 pub mod cases;
+pub mod tamper;

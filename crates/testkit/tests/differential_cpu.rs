@@ -1,0 +1,74 @@
+//! Differential test (b): the scalar reference against the cpu backend's kernels, every opcode, every element.
+
+use sworn_engine::kernels::{Input, apply};
+use sworn_engine::{Matrix, OpTensor, Simd};
+use sworn_isa::Opcode;
+use sworn_testkit::cases::{Case, OperandData, cases};
+
+const CASES: usize = 10_000;
+
+/// A weight matrix as stored.
+fn stored(rows: &[sworn_testkit::cases::Row]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for r in rows {
+        for (m, sh) in &r.scales {
+            bytes.extend(m.to_be_bytes());
+            bytes.extend(sh.to_be_bytes());
+        }
+        bytes.extend(r.elements.iter().map(|e| *e as u8));
+    }
+    bytes
+}
+
+fn run(case: &Case, simd: Simd) -> OpTensor {
+    let (d, t) = (&case.descriptor, case.t);
+    let mut tensors = Vec::new();
+    let mut matrices = Vec::new();
+    for (k, data) in case.operands.iter().enumerate() {
+        let dtype = d.operands[k].dtype;
+        tensors.push(match data {
+            OperandData::Tensor(v) => {
+                // Of a tail operand the kernel gets the last slab.
+                let n = d.operand_elements(k, t).unwrap() as usize;
+                OpTensor::from_values(dtype, &v[v.len() - n..])
+            }
+            OperandData::Cache(c) => OpTensor::from_values(dtype, &c.concat()),
+            _ => OpTensor::zeros(dtype, 0),
+        });
+        matrices.push(match data {
+            OperandData::Rows(rows) => stored(rows),
+            _ => Vec::new(),
+        });
+    }
+    let inputs: [Input<'_>; 4] = std::array::from_fn(|k| match &case.operands[k] {
+        OperandData::None => Input::None,
+        OperandData::Tensor(_) => Input::Tensor(tensors[k].view()),
+        OperandData::Cache(_) => Input::Cache(tensors[k].view()),
+        OperandData::Token(t) => Input::Token(*t),
+        OperandData::Rows(rows) => {
+            let (r, first) = (rows.len(), &rows[0]);
+            let pair = d.params[1] as usize;
+            Input::Matrix(Matrix::new(&matrices[k], r, first.elements.len(), first.scales.len(), pair).unwrap())
+        }
+    });
+    apply(d, t, &inputs, simd).unwrap()
+}
+
+#[test]
+fn cpu_kernels_are_the_scalar_reference() {
+    for opcode in Opcode::ALL {
+        let (mut elements, mut levels) = (0usize, Vec::new());
+        for simd in Simd::all() {
+            // A selection that claims a token other than the one that follows has no kernel: the reference answers the token.
+            let honest = |c: &Case| *opcode != Opcode::Select || c.expected[0] == i64::from(c.hint);
+            for case in cases(*opcode, 0xb0).filter(honest).take(CASES) {
+                let got = run(&case, simd);
+                assert_eq!(got.values(), case.expected, "{opcode} with {}: {case:?}", simd.name());
+                assert_eq!(got.bytes(), case.expected_bytes());
+                elements += got.len();
+            }
+            levels.push(simd.name());
+        }
+        println!("{:12} {CASES} cases x {} ({elements} elements)", opcode.name(), levels.join(", "));
+    }
+}
