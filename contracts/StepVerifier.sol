@@ -47,10 +47,8 @@ contract StepVerifier is IStepVerifier {
         if (s.row >= rows) revert NoSuch(1, s.row, rows);
         s.op = claim.op;
         s.element = claim.element;
-        unchecked {
-            // A head row has the position of the token before the one it selects.
-            s.position = s.layer + 1 == layers ? uint256(s.trace().nIn) + s.row - 1 : s.row;
-        }
+        // A head row has the position of the token before the one it selects.
+        s.position = s.layer + 1 == layers ? uint256(s.trace().nIn) + s.row - 1 : s.row;
     }
 
     /// @dev what the operator computes

@@ -73,9 +73,7 @@ library Reader {
     /// @notice the rows of a layer: positions that run, or, for the head, tokens that come out
     function rows(Step memory s, uint256 layer) internal pure returns (uint256) {
         TraceContext calldata c = s.trace();
-        unchecked {
-            return layer > s.model().layers ? c.nOut : uint256(c.nIn) + c.nOut - 1;
-        }
+        return layer > s.model().layers ? c.nOut : uint256(c.nIn) + c.nOut - 1;
     }
 
     // --------------------------------------------------------------------------------------------------- tensors
