@@ -48,9 +48,12 @@ impl ChatTemplate {
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.set_fuel(Some(FUEL));
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         let present = !source.trim().is_empty();
         environment.add_template_owned(NAME, source.to_owned()).map_err(failed)?;
         Ok(ChatTemplate { environment, present, bos: bos.to_owned(), eos: eos.to_owned() })
@@ -67,14 +70,18 @@ impl ChatTemplate {
     /// The model has no template, or the template rejects the conversation.
     pub fn render(&self, messages: &[Message], generate: bool) -> Result<String> {
         if !self.present {
-            return Err(ModelError::Template("this model has none; give it a plain prompt instead of a conversation".into()));
+            return Err(ModelError::Template(
+                "this model has none; give it a plain prompt instead of a conversation".into(),
+            ));
         }
         if messages.is_empty() {
             return Err(ModelError::Template("a conversation has at least one message".into()));
         }
         let template = self.environment.get_template(NAME).map_err(failed)?;
         template
-            .render(context! { messages, add_generation_prompt => generate, bos_token => self.bos, eos_token => self.eos })
+            .render(
+                context! { messages, add_generation_prompt => generate, bos_token => self.bos, eos_token => self.eos },
+            )
             .map_err(failed)
     }
 }
@@ -93,7 +100,10 @@ mod tests {
     fn renders_with_python_methods_and_does_not_escape() {
         let t = ChatTemplate::new(CHATML, "<s>", "</s>").unwrap();
         let turns = [Message::new("user", " a < b & \"c\" ")];
-        assert_eq!(t.render(&turns, true).unwrap(), "<|im_start|>user\na < b & \"c\"<|im_end|>\n<|im_start|>assistant\n");
+        assert_eq!(
+            t.render(&turns, true).unwrap(),
+            "<|im_start|>user\na < b & \"c\"<|im_end|>\n<|im_start|>assistant\n"
+        );
         assert_eq!(t.render(&turns, false).unwrap(), "<|im_start|>user\na < b & \"c\"<|im_end|>\n");
         assert!(t.render(&[], true).is_err());
     }

@@ -53,9 +53,9 @@ impl MatrixEntry {
         4 * u64::from(self.scales) + u64::from(self.cols)
     }
 
-    /// Bytes of the matrix.
+    /// Bytes of the matrix; saturates, so that an absurd entry cannot look small.
     pub fn bytes(&self) -> u64 {
-        self.row_bytes() * u64::from(self.rows)
+        self.row_bytes().saturating_mul(u64::from(self.rows))
     }
 }
 
@@ -153,7 +153,10 @@ impl Staging {
     /// Begins a directory beside `target`.
     pub(crate) fn begin(target: &Path) -> Result<Self> {
         let name = target.file_name().and_then(|n| n.to_str()).ok_or_else(|| {
-            ModelError::Argument(format!("{} names no directory to write; give a path that ends in a name", target.display()))
+            ModelError::Argument(format!(
+                "{} names no directory to write; give a path that ends in a name",
+                target.display()
+            ))
         })?;
         let parent = parent_of(target);
         fs::create_dir_all(&parent).map_err(ModelError::io("creating", &parent))?;

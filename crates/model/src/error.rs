@@ -52,7 +52,9 @@ pub enum ModelError {
         what: String,
     },
     /// Bytes that are not the expected ones.
-    #[error("{what} has sha256 {found}, expected {expected}; the file was removed, run the same command again (a mirror named by SWORN_PYPI_INDEX may serve another file)")]
+    #[error(
+        "{what} has sha256 {found}, expected {expected}; the file was removed, run the same command again (a mirror named by SWORN_PYPI_INDEX may serve another file)"
+    )]
     Checksum {
         /// The file.
         what: String,
@@ -93,7 +95,9 @@ impl ModelError {
 
 fn io_cure(e: &std::io::Error) -> &'static str {
     match e.kind() {
-        std::io::ErrorKind::StorageFull => " (nothing was left half-made: free some space and run the same command again)",
+        std::io::ErrorKind::StorageFull => {
+            " (nothing was left half-made: free some space and run the same command again)"
+        }
         std::io::ErrorKind::PermissionDenied => " (choose another place with SWORN_HOME or fix its permissions)",
         std::io::ErrorKind::NotFound => " (check the path)",
         _ => "",

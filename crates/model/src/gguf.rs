@@ -423,7 +423,12 @@ impl<'a> Cursor<'a> {
             2 | 3 => 2,
             4..=6 => 4,
             8 | 10 | 11 | 12 => 8,
-            9 => return Err(ModelError::unsupported(format!("metadata {key} is a list of lists"), "no known model needs one")),
+            9 => {
+                return Err(ModelError::unsupported(
+                    format!("metadata {key} is a list of lists"),
+                    "no known model needs one",
+                ));
+            }
             ty => return Err(ModelError::Gguf(format!("metadata {key}: list of type {ty}, which does not exist"))),
         };
         if n > self.left() / least {
@@ -473,15 +478,24 @@ fn parse(bytes: &[u8]) -> Result<Parsed> {
     }
     match c.u32("the version")? {
         2 | 3 => {}
-        1 => return Err(ModelError::unsupported("GGUF version 1", "convert the model again with a current llama.cpp (versions 2 and 3 are read)")),
-        v if v.swap_bytes() <= 3 => return Err(ModelError::unsupported("a big-endian GGUF", "convert the model for a little-endian machine")),
+        1 => {
+            return Err(ModelError::unsupported(
+                "GGUF version 1",
+                "convert the model again with a current llama.cpp (versions 2 and 3 are read)",
+            ));
+        }
+        v if v.swap_bytes() <= 3 => {
+            return Err(ModelError::unsupported("a big-endian GGUF", "convert the model for a little-endian machine"));
+        }
         v => return Err(ModelError::unsupported(format!("GGUF version {v}"), "versions 2 and 3 are read")),
     }
     let n_tensors = c.u64("the tensor count")?;
     let n_kv = c.u64("the metadata count")?;
     // A metadata pair takes at least 13 bytes, a tensor entry at least 32.
     if n_kv > c.left() / 13 {
-        return Err(ModelError::Gguf(format!("the header announces {n_kv} metadata entries, more than the file can hold")));
+        return Err(ModelError::Gguf(format!(
+            "the header announces {n_kv} metadata entries, more than the file can hold"
+        )));
     }
     if n_tensors > c.left() / 32 {
         return Err(ModelError::Gguf(format!("the header announces {n_tensors} tensors, more than the file can hold")));
@@ -538,7 +552,10 @@ fn tensor_entry(c: &mut Cursor<'_>) -> Result<(TensorInfo, u64)> {
     let dtype = TensorType::from_code(code).ok_or_else(|| {
         ModelError::unsupported(
             format!("tensor {name} has storage type {code} ({})", foreign_type(code)),
-            format!("supported are {}; take a file of such a type (Q8_0 is the usual choice) or re-quantise the original", TensorType::SUPPORTED),
+            format!(
+                "supported are {}; take a file of such a type (Q8_0 is the usual choice) or re-quantise the original",
+                TensorType::SUPPORTED
+            ),
         )
     })?;
     let bad = || ModelError::Gguf(format!("tensor {name} has dimensions {:?}", &dims[..n_dims as usize]));
@@ -551,5 +568,15 @@ fn tensor_entry(c: &mut Cursor<'_>) -> Result<(TensorInfo, u64)> {
     let row_bytes = (cols / unit as u64).checked_mul(bytes as u64).ok_or_else(bad)?;
     row_bytes.checked_mul(rows).filter(|n| *n <= i64::MAX as u64).ok_or_else(bad)?;
     let narrow = |v: u64| usize::try_from(v).map_err(|_| bad());
-    Ok((TensorInfo { dtype, rows: narrow(rows)?, cols: narrow(cols)?, start: 0, row_bytes: narrow(row_bytes)?, name: name.clone() }, offset))
+    Ok((
+        TensorInfo {
+            dtype,
+            rows: narrow(rows)?,
+            cols: narrow(cols)?,
+            start: 0,
+            row_bytes: narrow(row_bytes)?,
+            name: name.clone(),
+        },
+        offset,
+    ))
 }

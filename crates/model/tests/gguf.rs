@@ -148,7 +148,9 @@ fn unsupported_files_say_what_and_what_instead() {
     let mut f = whole.clone();
     f.tensor("blk.1.ffn_up.weight").bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
     refused(&f, "not finite");
-    for key in ["general.architecture", "llama.block_count", "tokenizer.ggml.tokens", "llama.attention.layer_norm_rms_epsilon"] {
+    for key in
+        ["general.architecture", "llama.block_count", "tokenizer.ggml.tokens", "llama.attention.layer_norm_rms_epsilon"]
+    {
         let mut f = whole.clone();
         f.remove(key);
         refused(&f, key);
@@ -178,7 +180,8 @@ fn counts_beyond_the_file_allocate_nothing() {
         b
     };
     let key = |ty: &[u8]| [&1u64.to_le_bytes()[..], b"k", ty].concat();
-    let list = |element: u32, n: u64| key(&[&9u32.to_le_bytes()[..], &element.to_le_bytes(), &n.to_le_bytes()].concat());
+    let list =
+        |element: u32, n: u64| key(&[&9u32.to_le_bytes()[..], &element.to_le_bytes(), &n.to_le_bytes()].concat());
     for bytes in [
         header(u64::MAX, 0, b""),
         header(0, u64::MAX, b""),

@@ -95,7 +95,12 @@ fn answer(
     }
     let body = &bytes[start..];
     if start > 0 {
-        write!(stream, "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{}\r\n", bytes.len() - 1, bytes.len())?;
+        write!(
+            stream,
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {start}-{}/{}\r\n",
+            bytes.len() - 1,
+            bytes.len()
+        )?;
     } else {
         write!(stream, "HTTP/1.1 200 OK\r\n")?;
     }
@@ -166,7 +171,9 @@ fn an_interrupted_download_continues() {
 #[test]
 fn a_part_from_another_run_is_used() {
     let (wheel, sha) = wheel();
-    for (fault, have) in [(Fault::None, 1000), (Fault::NoRanges, 1000), (Fault::None, wheel.len()), (Fault::None, wheel.len() + 5)] {
+    for (fault, have) in
+        [(Fault::None, 1000), (Fault::NoRanges, 1000), (Fault::None, wheel.len()), (Fault::None, wheel.len() + 5)]
+    {
         let server = serve(wheel.clone(), fault);
         let home = tempfile::tempdir().unwrap();
         let downloads = home.path().join("downloads");

@@ -12,8 +12,28 @@ fn specs() -> Vec<SyntheticSpec> {
     vec![
         d,
         SyntheticSpec { tied: false, seed: 2, ..d },
-        SyntheticSpec { layers: 1, hidden: 30, heads: 3, kv_heads: 3, head_dim: 10, ffn: 50, vocab: 1000, seed: 3, ..d },
-        SyntheticSpec { layers: 2, hidden: 576, heads: 9, kv_heads: 1, head_dim: 64, ffn: 700, vocab: 600, seed: 4, ..d },
+        SyntheticSpec {
+            layers: 1,
+            hidden: 30,
+            heads: 3,
+            kv_heads: 3,
+            head_dim: 10,
+            ffn: 50,
+            vocab: 1000,
+            seed: 3,
+            ..d
+        },
+        SyntheticSpec {
+            layers: 2,
+            hidden: 576,
+            heads: 9,
+            kv_heads: 1,
+            head_dim: 64,
+            ffn: 700,
+            vocab: 600,
+            seed: 4,
+            ..d
+        },
     ]
 }
 
@@ -110,7 +130,17 @@ fn copy(from: &Path, to: &Path) {
 #[test]
 fn every_damaged_byte_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
-    let spec = SyntheticSpec { layers: 1, hidden: 16, heads: 2, kv_heads: 1, head_dim: 4, ffn: 16, context: 16, vocab: 260, ..SyntheticSpec::default() };
+    let spec = SyntheticSpec {
+        layers: 1,
+        hidden: 16,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 4,
+        ffn: 16,
+        context: 16,
+        vocab: 260,
+        ..SyntheticSpec::default()
+    };
     let model = synthetic(&spec, dir.path().join("m")).unwrap();
     let (id, work) = (model.id(), dir.path().join("work"));
     copy(model.path(), &work);
@@ -167,7 +197,9 @@ fn only_models_are_replaced() {
     let other = synthetic(&SyntheticSpec { seed: 5, ..spec }, &target).unwrap();
     assert_eq!(Model::load(&target).unwrap().id(), other.id());
     fs::write(dir.path().join("precious"), "data").unwrap();
-    for bad in [dir.path().to_path_buf(), dir.path().join("precious"), dir.path().join("precious/m"), dir.path().join("..")] {
+    for bad in
+        [dir.path().to_path_buf(), dir.path().join("precious"), dir.path().join("precious/m"), dir.path().join("..")]
+    {
         synthetic(&spec, &bad).unwrap_err();
     }
     assert_eq!(fs::read_to_string(dir.path().join("precious")).unwrap(), "data");

@@ -149,7 +149,8 @@ pub(crate) fn tiny() -> GgufFile {
     tokens.extend(vocab.into_iter().skip(3).map(|(_, t)| t));
     let rows = tokens.len() as u64;
     let kinds = (0..tokens.len()).map(|i| if i < 3 { 3 } else { 1 }).collect();
-    let template = "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}";
+    let template =
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}";
     let meta = [
         ("general.architecture", Meta::Text("llama".into())),
         ("general.name", Meta::Text("tiny".into())),

@@ -101,7 +101,14 @@ impl StepReader for Reader<'_, '_> {
         })
     }
 
-    fn cache(&mut self, operand: usize, first: u32, positions: u32, start: u64, len: u64) -> Result<Vec<i64>, Infallible> {
+    fn cache(
+        &mut self,
+        operand: usize,
+        first: u32,
+        positions: u32,
+        start: u64,
+        len: u64,
+    ) -> Result<Vec<i64>, Infallible> {
         let index = self.d.operands[operand].index as usize;
         let rows = &self.run.cache[self.layer as usize][first as usize..(first + positions) as usize];
         Ok(rows.iter().flat_map(|e| e[index][start as usize..(start + len) as usize].to_vec()).collect())
