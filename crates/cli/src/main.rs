@@ -5,13 +5,18 @@
 //! stdout outside `output`, take a secret from a flag, or link the dishonest test nodes.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod args;
+mod backend;
 mod cmd;
 mod config;
 mod fault;
 mod keystore;
+mod models;
 mod output;
+mod progress;
 mod settings;
+mod tools;
 
 use std::process::ExitCode;
 

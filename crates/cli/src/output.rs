@@ -65,3 +65,13 @@ fn write(text: &str, end: bool) -> Result<()> {
         Err(e) => Err(Fault::from(e).while_doing("cannot write the result to stdout")),
     }
 }
+
+/// An unframed table, as terminals and pipes both take it.
+pub(crate) fn table<const N: usize>(header: [&str; N]) -> comfy_table::Table {
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING).set_header(header);
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table
+}

@@ -1,0 +1,84 @@
+//! An answer on disk: all that a re-execution needs, and the trace it must give.
+
+use std::fs;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use sworn_commit::{TraceDims, TraceTree};
+use sworn_engine::Trace;
+
+use crate::fault::{Doing, Fault, Result};
+
+/// The format's name, the first thing in a file.
+const FORMAT: &str = "sworn-answer/1";
+
+/// What `sworn run --save` writes and `sworn audit` reads.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct SavedAnswer {
+    format: String,
+    /// Name of the model where it ran.
+    pub(crate) model: String,
+    /// Its id.
+    pub(crate) model_id: String,
+    /// The prompt's text, for people.
+    pub(crate) prompt: String,
+    /// The answer's text, for people.
+    pub(crate) text: String,
+    /// The prompt's tokens.
+    pub(crate) input_tokens: Vec<u32>,
+    /// The answer's tokens.
+    pub(crate) tokens: Vec<u32>,
+    /// What a node would post.
+    pub(crate) layers_root: String,
+    /// What identifies the run.
+    pub(crate) trace_root: String,
+    /// Every leaf, so that an audit can say where the first difference is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    leaves: Option<String>,
+}
+
+impl SavedAnswer {
+    /// The file of a run.
+    pub(crate) fn new(model: &str, model_id: String, prompt: String, text: String, input: &[u32], output: &[u32], trace: &Trace) -> Self {
+        Self {
+            format: FORMAT.to_owned(),
+            model: model.to_owned(),
+            model_id,
+            prompt,
+            text,
+            input_tokens: input.to_vec(),
+            tokens: output.to_vec(),
+            layers_root: crate::models::id_text(&trace.layers_root),
+            trace_root: crate::models::id_text(&trace.root),
+            leaves: Some(hex::encode(trace.tree.encode())),
+        }
+    }
+
+    /// Writes the file, whole or not at all.
+    pub(crate) fn save(&self, path: &Path) -> Result<()> {
+        let doing = || format!("cannot save the answer to {} (check the path and the free space)", path.display());
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let mut file = tempfile::NamedTempFile::new_in(parent).doing(doing)?;
+        serde_json::to_writer_pretty(&mut file, self).doing(doing)?;
+        file.as_file().sync_all().doing(doing)?;
+        file.persist(path).map_err(|e| Fault::from(e.error)).doing(doing)?;
+        Ok(())
+    }
+
+    /// Reads a file.
+    pub(crate) fn load(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).doing(|| format!("cannot read the answer {}: give the file that `sworn run --save` wrote", path.display()))?;
+        let answer: Self =
+            serde_json::from_str(&text).doing(|| format!("{} is no saved answer: give the file that `sworn run --save` wrote", path.display()))?;
+        if answer.format != FORMAT {
+            return Err(Fault::failed(format!("{} has format {:?}, this build reads {FORMAT}", path.display(), answer.format)));
+        }
+        Ok(answer)
+    }
+
+    /// The saved leaves; `None` if they are missing or not those of the saved root.
+    pub(crate) fn tree(&self, dims: &TraceDims) -> Option<TraceTree> {
+        let tree = TraceTree::decode(&hex::decode(self.leaves.as_ref()?).ok()?, dims)?;
+        (crate::models::id_text(&tree.layers_root()) == self.layers_root.to_ascii_lowercase()).then_some(tree)
+    }
+}

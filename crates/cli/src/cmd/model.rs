@@ -1,0 +1,226 @@
+//! `sworn model`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+use sworn_isa::SectionKind;
+use sworn_model::{ImportOptions, Model, ModelStore};
+
+use crate::args;
+use crate::fault::{Fault, Result};
+use crate::models::{self, id_text};
+use crate::output::note;
+use crate::progress::ModelProgress;
+use crate::settings::Settings;
+
+#[derive(Serialize)]
+struct Row {
+    name: String,
+    model_id: String,
+    title: String,
+    parameters: u64,
+    layers: u16,
+    path: PathBuf,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    name: String,
+    model_id: String,
+    path: PathBuf,
+    architecture: String,
+    parameters: u64,
+    layers: u16,
+    vocab: u32,
+    max_positions: u32,
+    stop_tokens: Vec<u32>,
+    operators: [u16; 3],
+    matrices: u32,
+    tables: u32,
+    weights_root: String,
+    tables_root: String,
+    rounding: String,
+    source_sha256: String,
+    license: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    program: Vec<Operator>,
+}
+
+#[derive(Serialize)]
+struct Operator {
+    section: &'static str,
+    op: usize,
+    opcode: &'static str,
+    dtype: String,
+    exported: bool,
+}
+
+#[derive(Serialize)]
+struct Verified {
+    model_id: String,
+    recomputed: String,
+    ok: bool,
+}
+
+pub(super) async fn run(settings: &Settings, verb: args::Model) -> Result<ExitCode> {
+    match verb {
+        args::Model::Pull { name } => {
+            let home = settings.home.clone();
+            let stored = name.clone();
+            let model = blocking(move |progress| sworn_model::pull(&name, home, progress)).await?;
+            show(settings, &stored, &model, false)?;
+        }
+        args::Model::Import { file, name } => {
+            let name = match name {
+                Some(name) => name,
+                None => name_from(&file)?,
+            };
+            let directory = models::store(settings).directory(&name)?;
+            let options = ImportOptions { name: Some(name.clone()), ..ImportOptions::default() };
+            let from = std::path::absolute(&file)?;
+            let to = directory.clone();
+            let model = blocking(move |progress| sworn_model::import_gguf(&file, &to, &options, progress)).await?;
+            remember_source(&models::store(settings), &name, &from);
+            show(settings, &name, &model, false)?;
+        }
+        args::Model::List => list(settings)?,
+        args::Model::Show { model, program } => {
+            let loaded = models::load(settings, &model)?;
+            show(settings, &model, &loaded, program)?;
+        }
+        args::Model::Verify { model } => {
+            let loaded = models::load(settings, &model)?;
+            let id = loaded.id();
+            let recomputed = blocking(move |progress| loaded.verify(progress)).await?;
+            let verified = Verified { model_id: id_text(&id), recomputed: id_text(&recomputed), ok: id == recomputed };
+            settings.out.result(&verified, |v| {
+                if v.ok { format!("{}  every byte agrees", v.model_id) } else { format!("{}  DIFFERS: the bytes give {}", v.model_id, v.recomputed) }
+            })?;
+            if !verified.ok {
+                note("the model's files were changed: import or pull it again");
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        args::Model::Register { .. } => return Err(Fault::failed("register")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs long work of the model crate off the async threads, with a progress bar.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce(sworn_model::OnProgress<'_>) -> sworn_model::Result<T> + Send + 'static,
+) -> Result<T> {
+    let done = tokio::task::spawn_blocking(move || {
+        let mut progress = ModelProgress::new();
+        work(&mut |p| progress.show(p))
+    });
+    Ok(done.await??)
+}
+
+fn name_from(file: &std::path::Path) -> Result<String> {
+    let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+    let name: String = stem.to_ascii_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    if name.is_empty() { Err(Fault::usage("give the model a name with --name")) } else { Ok(name) }
+}
+
+/// `sworn eval` needs the float model again; a link costs nothing and a copy would double the disk use.
+fn remember_source(store: &ModelStore, name: &str, from: &std::path::Path) {
+    if let Ok(link) = store.source_file(name)
+        && !link.exists()
+    {
+        #[cfg(unix)]
+        let _ = std::os::unix::fs::symlink(from, link);
+        #[cfg(not(unix))]
+        let _ = (from, link);
+    }
+}
+
+fn list(settings: &Settings) -> Result<()> {
+    let store = models::store(settings);
+    let mut rows = Vec::new();
+    for name in store.list()? {
+        match store.load(&name) {
+            Ok(model) => rows.push(Row {
+                model_id: id_text(&model.id()),
+                title: model.description().name.clone(),
+                parameters: model.description().parameters,
+                layers: model.layers(),
+                path: model.path().to_owned(),
+                name,
+            }),
+            Err(e) => note(format!("{name}: {e}")),
+        }
+    }
+    settings.out.result(&rows, |rows| {
+        if rows.is_empty() {
+            return format!("no models under {}; `sworn model pull` fetches the default one", store.home().display());
+        }
+        let mut table = crate::output::table(["name", "model id", "parameters", "blocks", "title"]);
+        for r in rows {
+            table.add_row([r.name.clone(), r.model_id.clone(), format!("{:.1} M", r.parameters as f64 / 1e6), r.layers.to_string(), r.title.clone()]);
+        }
+        table.to_string()
+    })
+}
+
+fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result<()> {
+    let (manifest, description) = (model.manifest(), model.description());
+    let operators = |kind: SectionKind, section: &'static str| {
+        model.program().section(kind).ops.iter().enumerate().map(move |(op, d)| Operator {
+            section,
+            op,
+            opcode: d.opcode.name(),
+            dtype: format!("{:?}", d.dtype).to_uppercase(),
+            exported: d.export,
+        })
+    };
+    let listed = if program {
+        operators(SectionKind::Embedding, "embedding").chain(operators(SectionKind::Block, "block")).chain(operators(SectionKind::Head, "head")).collect()
+    } else {
+        Vec::new()
+    };
+    let shown = Shown {
+        name: name.to_owned(),
+        model_id: id_text(&model.id()),
+        path: model.path().to_owned(),
+        architecture: description.architecture.clone(),
+        parameters: description.parameters,
+        layers: manifest.layers,
+        vocab: manifest.vocab,
+        max_positions: manifest.max_positions,
+        stop_tokens: manifest.stop_tokens.clone(),
+        operators: manifest.op_counts,
+        matrices: manifest.weights,
+        tables: manifest.tables,
+        weights_root: id_text(&manifest.weights_root),
+        tables_root: id_text(&manifest.tables_root),
+        rounding: description.rounding.clone(),
+        source_sha256: description.source.sha256.clone(),
+        license: description.source.license.clone(),
+        program: listed,
+    };
+    settings.out.result(&shown, |s| {
+        let mut text = format!(
+            "{}\n  id            {}\n  from          {} (sha256 {})\n  licence       {}\n  size          {} weights, {} blocks, {} tokens, {} positions at most\n  program       {} + {} + {} operators (embedding, block, head)\n  rounding      {}\n  directory     {}",
+            s.name,
+            s.model_id,
+            s.architecture,
+            s.source_sha256,
+            s.license.as_deref().unwrap_or("not stated"),
+            s.parameters,
+            s.layers,
+            s.vocab,
+            s.max_positions,
+            s.operators[0],
+            s.operators[1],
+            s.operators[2],
+            s.rounding,
+            s.path.display(),
+        );
+        for o in &s.program {
+            text.push_str(&format!("\n  {:<9} {:>3}  {:<11} {}{}", o.section, o.op, o.opcode, o.dtype, if o.exported { "  exported" } else { "" }));
+        }
+        text
+    })
+}
