@@ -6,12 +6,15 @@
 //! [`sworn_isa::spec`] on every adapter.
 
 mod adapter;
+mod backend;
 mod gpu;
 mod kernels;
 mod matrix;
+mod sequence;
 mod single;
 
 pub use adapter::{Adapter, AdapterKind, Selection, probe};
+pub use backend::WgpuBackend;
 pub use matrix::PackedRows;
 pub use single::{Kernels, Single, Values};
 
