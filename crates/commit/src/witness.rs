@@ -197,7 +197,7 @@ pub fn build(claim: Claim, e: &Evidence<'_>) -> Result<Proof, StepError<WitnessE
     let bytes = e.claimed.get(at..at + width).ok_or_else(|| missing("element"))?;
     let claimed = d.dtype.decode(bytes);
     let (page, page_proof) = open(e.claimed, e.claimed_pages, at as u64, width as u64);
-    let mut recorder = Recorder { claim, e, d, t, exports: section.exports(), claimed, reads: Vec::new() };
+    let mut recorder = Recorder { claim, e, d, t, exports: section.exports(), claimed, reads: Vec::new(), hint: 0 };
     let computed = element(d, t, claim.element as u64, &mut recorder)?;
     let witness = Witness {
         op_roots: e.op_roots.to_vec(),
@@ -205,7 +205,7 @@ pub fn build(claim: Claim, e: &Evidence<'_>) -> Result<Proof, StepError<WitnessE
         descriptor_proof: section_tree(section).path(0, op as u64),
         page,
         page_proof,
-        hint: e.hint,
+        hint: recorder.hint,
         reads: recorder.reads,
     };
     Ok(Proof { witness, claimed, computed })
@@ -230,6 +230,8 @@ struct Recorder<'a, 'e> {
     exports: Vec<usize>,
     claimed: i64,
     reads: Vec<Read>,
+    /// the hint if it was asked for: a hint that is not read is rejected
+    hint: u32,
 }
 
 impl Recorder<'_, '_> {
@@ -358,6 +360,7 @@ impl StepReader for Recorder<'_, '_> {
     }
 
     fn hint(&mut self) -> u32 {
-        self.e.hint
+        self.hint = self.e.hint;
+        self.hint
     }
 }
