@@ -137,3 +137,89 @@ fn scores<const C: usize>(
     }
     C
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sworn_isa::{Descriptor, Dtype, Opcode, Operand};
+
+    use super::*;
+    use crate::kernels::{Input, apply};
+    use crate::tensor::{OpTensor, View};
+
+    /// The six operators one after another, in full; the last slab of `MIX`.
+    fn step_by_step(c: &Context<'_>, q: &[i8], q_scales: &[i32], t: u32) -> Vec<i32> {
+        let heads = (c.kv * c.shared) as u32;
+        let [key, value, shared] = [c.key_width, c.value_width, c.shared].map(|x| x as i32);
+        let run = |opcode, dtype, [outer, div, inner]: [u32; 3], params, inputs: &[Input<'_>], tails: [u16; 2]| {
+            let mut operands = [Operand::NONE; 4];
+            for (o, tail) in operands.iter_mut().zip(tails) {
+                *o = if tail > 0 { Operand::tail(0, Dtype::I32, tail) } else { Operand::op(0, Dtype::I32) };
+            }
+            let d = Descriptor { opcode, dtype, export: false, bits: 0, outer, div, inner, params, operands };
+            let mut all = [Input::None; 4];
+            all[..inputs.len()].copy_from_slice(inputs);
+            apply(&d, t, &all, Simd::SCALAR).unwrap()
+        };
+        fn tensor(t: &OpTensor) -> Input<'_> {
+            Input::Tensor(t.view())
+        }
+        let last = |t: &OpTensor, n: usize| match t {
+            OpTensor::I32(v) => v[v.len() - n..].to_vec(),
+            _ => Vec::new(),
+        };
+        let inputs = [
+            Input::Tensor(View::I8(q)),
+            Input::Tensor(View::I32(q_scales)),
+            Input::Cache(View::I8(c.keys)),
+            Input::Cache(View::I32(c.key_scales)),
+        ];
+        let s = run(Opcode::Scores, Dtype::I32, [heads, 1, 1], [key, shared, 0, 0], &inputs, [0, 0]);
+        let m = run(Opcode::RowMax, Dtype::I32, [1, 16, heads], [16, 0, 0, 0], &[tensor(&s)], [0, 0]);
+        let m = last(&m, heads as usize);
+        let table = Input::Tensor(View::U16(c.table));
+        let h = [heads as i32, 0, 0, 0];
+        let inputs = [tensor(&s), Input::Tensor(View::I32(&m)), table];
+        let e = run(Opcode::Exp, Dtype::U16, [heads, 1, 1], h, &inputs, [0, 16]);
+        let z = run(Opcode::RowSum, Dtype::I32, [1, 16, heads], [16, 0, 0, 0], &[tensor(&e)], [0, 0]);
+        let z = last(&z, heads as usize);
+        let p = run(Opcode::Prob, Dtype::U16, [heads, 1, 1], h, &[tensor(&e), Input::Tensor(View::I32(&z))], [0, 16]);
+        let inner = heads * c.value_width as u32;
+        let inputs = [tensor(&p), Input::Cache(View::I16(c.values))];
+        let o = run(Opcode::Mix, Dtype::I32, [1, 16, inner], [value, shared, 16, 0], &inputs, [0, 0]);
+        last(&o, inner as usize)
+    }
+
+    proptest! {
+        #[test]
+        fn fused_attention_is_the_operators_one_by_one(
+            t in 0u32..130, kv in 1usize..4, shared in 1usize..7, key_width in 1usize..80, value_width in 1usize..70, seed: u64,
+        ) {
+            let mut s = seed | 1;
+            let mut next = |lo: i32, hi: i32| {
+                s ^= s << 13; s ^= s >> 7; s ^= s << 17;
+                match s % 8 { 0 => lo, 1 => hi, _ => lo + ((s >> 20) % (hi - lo + 1) as u64) as i32 }
+            };
+            let n = t as usize + 1;
+            // Scores from far below the table's range to the clamp.
+            let e = next(-30, 10);
+            let q: Vec<i8> = (0..kv * shared * key_width).map(|_| next(-127, 127) as i8).collect();
+            let q_scales: Vec<i32> = (0..kv * shared).flat_map(|_| [next(32768, 65535), e]).collect();
+            let keys: Vec<i8> = (0..n * kv * key_width).map(|_| next(-127, 127) as i8).collect();
+            let key_scales: Vec<i32> = (0..n * kv).flat_map(|_| [next(32768, 65535), next(-45, -20) - e]).collect();
+            let values: Vec<i16> = (0..n * kv * value_width).map(|_| next(-32767, 32767) as i16).collect();
+            let table: Vec<u16> = (0..257).map(|j| (32768.0 * (-f64::from(j) / 256.0).exp2() + 0.5) as u16).collect();
+            let c = Context {
+                keys: &keys, key_scales: &key_scales, values: &values, table: &table, kv, shared, key_width, value_width,
+            };
+            let want = step_by_step(&c, &q, &q_scales, t);
+            for simd in Simd::all() {
+                for split in [false, true] {
+                    let mut out = vec![7; want.len()];
+                    attend(&c, &q, &q_scales, &mut out, split, simd);
+                    prop_assert_eq!(&out, &want, "{} {}", simd.name(), split);
+                }
+            }
+        }
+    }
+}

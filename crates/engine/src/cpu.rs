@@ -56,7 +56,8 @@ impl Cpu {
     /// The system refuses threads.
     pub fn with_threads(model: Arc<Model>, threads: usize) -> Result<Self> {
         let pool = ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("cpu-{i}")).build();
-        let pool = pool.map_err(|e| EngineError::Device { backend: "cpu", message: format!("starting threads: {e}") })?;
+        let pool =
+            pool.map_err(|e| EngineError::Device { backend: "cpu", message: format!("starting threads: {e}") })?;
         let plan = Plan::new(&model);
         Ok(Cpu { inner: Arc::new(Inner { model, plan, pool: Arc::new(pool), simd: Simd::detect(), hook: None }) })
     }
@@ -184,7 +185,13 @@ impl CpuSession {
         Ok(records)
     }
 
-    fn chunk(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink, selected: &mut Vec<u32>) -> Result<()> {
+    fn chunk(
+        &mut self,
+        tokens: &[u32],
+        head_from: u32,
+        sink: &mut dyn ExportSink,
+        selected: &mut Vec<u32>,
+    ) -> Result<()> {
         let n = tokens.len();
         if self.slots.len() < n {
             self.slots.resize_with(n, Slot::default);

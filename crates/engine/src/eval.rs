@@ -298,8 +298,7 @@ impl FloatLlama {
         let device = Device::Cpu;
         let n = tokens.len();
         let (heads, kv, width) = (c.heads as usize, c.kv_heads as usize, c.head_dim as usize);
-        let angles: Vec<f64> =
-            (0..n).flat_map(|t| self.frequencies.iter().map(move |f| t as f64 * f)).collect();
+        let angles: Vec<f64> = (0..n).flat_map(|t| self.frequencies.iter().map(move |f| t as f64 * f)).collect();
         let angles = Tensor::from_vec(angles, (n, width / 2), &device)?;
         let (cos, sin) = (angles.cos()?.to_dtype(DType::F32)?, angles.sin()?.to_dtype(DType::F32)?);
         let mask: Vec<f32> =

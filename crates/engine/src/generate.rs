@@ -62,7 +62,9 @@ fn rate(tokens: usize, since: Instant) -> f64 {
 pub fn generate(backend: &dyn Backend, request: &Request<'_>, on_token: &mut dyn FnMut(u32)) -> Result<Generation> {
     let Request { prompt, max_new, stop, cancel } = *request;
     if prompt.is_empty() || max_new == 0 {
-        return Err(EngineError::Request("a request has at least one prompt token and asks for at least one new token".into()));
+        return Err(EngineError::Request(
+            "a request has at least one prompt token and asks for at least one new token".into(),
+        ));
     }
     let model = backend.model();
     let capacity = capacity(backend, prompt.len() as u64 + u64::from(max_new) - 1)?;
@@ -71,7 +73,9 @@ pub fn generate(backend: &dyn Backend, request: &Request<'_>, on_token: &mut dyn
     let mut session = backend.session(capacity)?;
     let selected = |tokens: Vec<u32>| match tokens[..] {
         [token] => Ok(token),
-        _ => Err(EngineError::Device { backend: backend.name(), message: "it did not select exactly one token".into() }),
+        _ => {
+            Err(EngineError::Device { backend: backend.name(), message: "it did not select exactly one token".into() })
+        }
     };
 
     let start = Instant::now();

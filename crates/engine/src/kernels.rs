@@ -228,7 +228,8 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
                 return Err(x.mismatch(1));
             };
             for (o, v) in out.chunks_exact_mut(2 * half).zip(v.chunks_exact(2 * half)) {
-                for (((o, v), c), s) in o.as_chunks_mut::<2>().0.iter_mut().zip(v.as_chunks::<2>().0).zip(cos).zip(sin) {
+                for (((o, v), c), s) in o.as_chunks_mut::<2>().0.iter_mut().zip(v.as_chunks::<2>().0).zip(cos).zip(sin)
+                {
                     let (c, s) = (i32::from(*c), i32::from(*s));
                     o[0] = smul15(v[0], c).wrapping_sub(smul15(v[1], s));
                     o[1] = smul15(v[0], s).wrapping_add(smul15(v[1], c));
@@ -247,7 +248,9 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
             let (View::I8(k), View::I32(ks)) = (x.cache(2)?, x.cache(3)?) else { return Err(x.mismatch(2)) };
             let (g, shared) = (group(d, 0), group(d, 1));
             let kv = (q.len() / g / shared).max(1);
-            for ((h, out), (q, qs)) in out.chunks_exact_mut(n).enumerate().zip(q.chunks_exact(g).zip(qs.as_chunks::<2>().0)) {
+            for ((h, out), (q, qs)) in
+                out.chunks_exact_mut(n).enumerate().zip(q.chunks_exact(g).zip(qs.as_chunks::<2>().0))
+            {
                 let from = h / shared;
                 for (j, o) in out.iter_mut().enumerate() {
                     let k = &k[(j * kv + from) * g..][..g];

@@ -179,7 +179,9 @@ impl<'a> Executor<'a> {
                 h.after(layer, position, k, out);
                 // A hook changes elements, not shapes.
                 if out.dtype() != d.dtype || out.len() as u64 != d.count(position) {
-                    return Err(EngineError::Sink(format!("a hook changed the shape of operator {k} of layer {layer}")));
+                    return Err(EngineError::Sink(format!(
+                        "a hook changed the shape of operator {k} of layer {layer}"
+                    )));
                 }
             }
             if let Some(e) = section.exports.iter().position(|x| *x == k) {
@@ -190,7 +192,14 @@ impl<'a> Executor<'a> {
     }
 
     /// Many positions, operator by operator.
-    fn batch(&self, layer: u16, kind: SectionKind, steps: &[Step], slots: &mut [Slot], cache: &mut LayerCache) -> Result<()> {
+    fn batch(
+        &self,
+        layer: u16,
+        kind: SectionKind,
+        steps: &[Step],
+        slots: &mut [Slot],
+        cache: &mut LayerCache,
+    ) -> Result<()> {
         let section = self.plan.section(kind);
         let mut appended = 0;
         let mut append = |cache: &mut LayerCache, slots: &[Slot], until: usize| {
@@ -288,7 +297,14 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    fn attend(&self, layer: u16, kind: SectionKind, a: &Attention, slots: &mut [Slot], cache: &LayerCache) -> Result<()> {
+    fn attend(
+        &self,
+        layer: u16,
+        kind: SectionKind,
+        a: &Attention,
+        slots: &mut [Slot],
+        cache: &LayerCache,
+    ) -> Result<()> {
         let section = self.plan.section(kind);
         let (scores, exp, mix) = (&section.ops[a.scores], &section.ops[a.exp], &section.ops[a.mix]);
         let shared = scores.params[1].max(1) as usize;
@@ -330,7 +346,8 @@ impl Scope<'_> {
         let mut inputs = [Input::None; 4];
         for (k, input) in inputs.iter_mut().enumerate() {
             if d.operands[k].kind != OperandKind::None {
-                *input = self.input(d, k, before).ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand: k }))?;
+                *input =
+                    self.input(d, k, before).ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand: k }))?;
             }
         }
         apply_into(&Inputs { d, t: self.position, inputs: &inputs }, self.exec.simd, out).map_err(unsupported)

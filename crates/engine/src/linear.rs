@@ -61,7 +61,14 @@ impl<'a> Matrix<'a> {
 }
 
 /// Rows `[first, first + outs[0].len())` of `m` times each of `acts`, requantised.
-pub(crate) fn rows(m: &Matrix<'_>, first: usize, acts: &[&[i16]], scales: &[Scale], outs: &mut [&mut [i32]], simd: Simd) {
+pub(crate) fn rows(
+    m: &Matrix<'_>,
+    first: usize,
+    acts: &[&[i16]],
+    scales: &[Scale],
+    outs: &mut [&mut [i32]],
+    simd: Simd,
+) {
     let n = outs.first().map_or(0, |o| o.len());
     let mut r = 0;
     while r < n {

@@ -137,7 +137,9 @@ fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
         } else if d.opcode == Opcode::Linear {
             let reads = |group: &[usize]| (0..2).any(|i| group.contains(&(d.operands[i].index as usize)));
             match steps.last_mut() {
-                Some(Step::Linear(group)) if group.last() == Some(&(k.wrapping_sub(1))) && !reads(group) => group.push(k),
+                Some(Step::Linear(group)) if group.last() == Some(&(k.wrapping_sub(1))) && !reads(group) => {
+                    group.push(k)
+                }
                 _ => steps.push(Step::Linear(vec![k])),
             }
         } else {

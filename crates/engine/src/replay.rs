@@ -53,7 +53,8 @@ struct Capture {
 
 impl OpHook for Capture {
     fn wants(&self, layer: u16, position: u32) -> bool {
-        (layer, position) == (self.layer, self.position) || self.inner.as_ref().is_some_and(|h| h.wants(layer, position))
+        (layer, position) == (self.layer, self.position)
+            || self.inner.as_ref().is_some_and(|h| h.wants(layer, position))
     }
 
     fn after(&mut self, layer: u16, position: u32, op: usize, out: &mut OpTensor) {
@@ -81,7 +82,10 @@ pub fn replay(cpu: &Cpu, prompt: &[u32], output: &[u32], layer: u16, row: u32) -
     }
     let dims = TraceDims { layers: model.layers(), n_in: prompt.len() as u32, n_out: output.len() as u32 };
     if row >= dims.rows(layer) {
-        return Err(EngineError::Request(format!("the run has no row {row} in layer {layer}: it has {} there", dims.rows(layer))));
+        return Err(EngineError::Request(format!(
+            "the run has no row {row} in layer {layer}: it has {} there",
+            dims.rows(layer)
+        )));
     }
     let position = dims.position(layer, row);
     let mut capture = Capture { layer, position, ops: Vec::new(), inner: cpu.hook() };

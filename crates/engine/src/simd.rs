@@ -96,12 +96,7 @@ impl Simd {
 }
 
 #[inline(always)]
-fn scalar<const R: usize, const C: usize>(
-    rows: [&[i8]; R],
-    cols: [&[i16]; C],
-    k: usize,
-    out: &mut [[i32; C]; R],
-) {
+fn scalar<const R: usize, const C: usize>(rows: [&[i8]; R], cols: [&[i16]; C], k: usize, out: &mut [[i32; C]; R]) {
     for (r, row) in rows.iter().enumerate() {
         for (c, col) in cols.iter().enumerate() {
             let products = row[..k].iter().zip(&col[..k]).map(|(w, a)| i32::from(*w) * i32::from(*a));

@@ -67,7 +67,10 @@ impl<'a> TraceRecorder<'a> {
         self.bytes = 0;
         for (w, leaf) in self.waiting.drain(..).zip(leaves) {
             if w.layer > self.layers + 1 || self.builder.rows(w.layer) != w.row {
-                let message = format!("the backend gave layer {} row {} out of order: this is a defect of the backend", w.layer, w.row);
+                let message = format!(
+                    "the backend gave layer {} row {} out of order: this is a defect of the backend",
+                    w.layer, w.row
+                );
                 return Err(EngineError::Sink(message));
             }
             self.builder.push(w.layer, leaf);
@@ -93,7 +96,9 @@ impl<'a> TraceRecorder<'a> {
         let dims = TraceDims { layers: self.layers, n_in: prompt.len() as u32, n_out: output.len() as u32 };
         if let Some(l) = (0..dims.layer_count()).find(|l| self.builder.rows(*l) != dims.rows(*l)) {
             let (rows, wanted) = (self.builder.rows(l), dims.rows(l));
-            return Err(EngineError::Sink(format!("layer {l} has {rows} rows, not {wanted}: this is a defect of the backend")));
+            return Err(EngineError::Sink(format!(
+                "layer {l} has {rows} rows, not {wanted}: this is a defect of the backend"
+            )));
         }
         let tree = self.builder.finish();
         let layers_root = tree.layers_root();

@@ -3,9 +3,8 @@
 //! One generator serves every differential test: a case carries the descriptor, the position, the operands' values and the
 //! output that the scalar reference computes from them. The same seed gives the same cases everywhere.
 
-use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
-use rand::{Rng, SeedableRng};
+use rand::{Rng, RngCore};
 use sworn_isa::{Descriptor, Dtype, Opcode, Operand, OperandKind, RowData, StepReader, element, fixed::CL};
 
 /// What one operand of a [`Case`] holds.
@@ -139,7 +138,7 @@ impl StepReader for CaseReader<'_> {
 
 /// An endless stream of cases of `opcode`; take as many as needed.
 pub fn cases(opcode: Opcode, seed: u64) -> impl Iterator<Item = Case> {
-    let mut rng = StdRng::seed_from_u64(seed ^ (opcode as u64) << 56);
+    let mut rng = SplitMix(seed ^ (opcode as u64) << 56);
     std::iter::repeat_with(move || {
         let (descriptor, t, operands) = Gen { rng: &mut rng }.case(opcode);
         let mut case = Case { descriptor, t, operands, claimed: 0, hint: 0, expected: Vec::new() };
@@ -157,7 +156,7 @@ pub fn cases(opcode: Opcode, seed: u64) -> impl Iterator<Item = Case> {
 }
 
 /// Half of the selections are honest; the rest claim another token than follows, or a token that is not the best.
-fn select(case: &mut Case, rng: &mut StdRng) {
+fn select(case: &mut Case, rng: &mut SplitMix) {
     let OperandData::Tensor(logits) = &case.operands[0] else { return };
     let best = logits.iter().enumerate().rev().max_by_key(|(_, v)| **v).map_or(0, |(i, _)| i as u32);
     let any = rng.random_range(0..logits.len() as u32);
@@ -175,8 +174,31 @@ const MANTISSA: (i64, i64) = (1 << 15, (1 << 16) - 1);
 const Q14: (i64, i64) = (-(CL as i64), CL as i64);
 const WORD: (i64, i64) = (-(i32::MAX as i64), i32::MAX as i64);
 
+/// SplitMix64: the same cases with every version of every library, and fast where dependencies are not optimised.
+struct SplitMix(u64);
+
+impl RngCore for SplitMix {
+    fn next_u32(&mut self) -> u32 {
+        (self.next_u64() >> 32) as u32
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    fn fill_bytes(&mut self, out: &mut [u8]) {
+        out.chunks_mut(8).for_each(|c| {
+            let word = self.next_u64().to_le_bytes();
+            c.copy_from_slice(&word[..c.len()]);
+        });
+    }
+}
+
 struct Gen<'a> {
-    rng: &'a mut StdRng,
+    rng: &'a mut SplitMix,
 }
 
 impl Gen<'_> {

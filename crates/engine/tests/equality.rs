@@ -1,0 +1,335 @@
+//! However a sequence is executed, it gives the same bits; and they are those of the scalar reference.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use sworn_commit::witness::Inputs;
+use sworn_commit::{tensor, trace};
+use sworn_engine::{
+    Backend, Cpu, EngineError, ExportSink, OpHook, OpTensor, Replay, Request, Simd, audit, generate, replay,
+};
+use sworn_isa::{Descriptor, Opcode, OperandKind, RowData, SectionKind, StepReader, element};
+use sworn_model::{Model, SyntheticSpec, synthetic};
+
+/// Odd sizes, so that no kernel meets only whole tiles.
+fn spec(seed: u64) -> SyntheticSpec {
+    let (kv_heads, shared) = [(1, 1), (2, 3), (3, 2), (1, 5), (2, 1)][seed as usize % 5];
+    SyntheticSpec {
+        layers: 1 + (seed % 3) as u16,
+        hidden: [30, 48, 66][seed as usize % 3],
+        heads: kv_heads * shared,
+        kv_heads,
+        head_dim: [6, 8, 34][seed as usize / 3 % 3],
+        ffn: [50, 112][seed as usize % 2],
+        vocab: 300 + (seed % 40) as u32,
+        context: 256,
+        seed,
+        tied: seed.is_multiple_of(2),
+    }
+}
+
+fn model(seed: u64) -> (tempfile::TempDir, Arc<Model>) {
+    let dir = tempfile::tempdir().unwrap();
+    let model = synthetic(&spec(seed), dir.path().join("model")).unwrap();
+    (dir, Arc::new(model))
+}
+
+fn tokens(n: usize, vocab: u32, seed: u64) -> Vec<u32> {
+    (0..n as u64)
+        .map(|i| ((i + 1).wrapping_mul(seed | 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 33) as u32 % vocab)
+        .collect()
+}
+
+type Export = (u16, u32);
+
+#[derive(Default, PartialEq, Eq, Debug)]
+struct Everything {
+    exports: HashMap<Export, Vec<Vec<u8>>>,
+    logits: HashMap<u32, Vec<i32>>,
+}
+
+impl ExportSink for Everything {
+    fn export(&mut self, layer: u16, position: u32, tensors: &[&[u8]]) -> Result<(), EngineError> {
+        let tensors = tensors.iter().map(|t| t.to_vec()).collect();
+        assert!(self.exports.insert((layer, position), tensors).is_none(), "twice");
+        Ok(())
+    }
+
+    fn wants_logits(&self) -> bool {
+        true
+    }
+
+    fn logits(&mut self, position: u32, logits: &[i32]) -> Result<(), EngineError> {
+        self.logits.insert(position, logits.to_vec());
+        Ok(())
+    }
+}
+
+/// Runs `tokens` in pieces of the given sizes (repeated) with the head everywhere.
+fn run(cpu: &Cpu, tokens: &[u32], pieces: &[usize]) -> (Everything, Vec<u32>) {
+    let mut session = cpu.session(tokens.len() as u32).unwrap();
+    let (mut all, mut selected) = (Everything::default(), Vec::new());
+    let mut rest = tokens;
+    for piece in pieces.iter().cycle() {
+        let (now, later) = rest.split_at((*piece).clamp(1, rest.len()));
+        selected.extend(session.extend(now, 0, &mut all).unwrap());
+        rest = later;
+        if rest.is_empty() {
+            break;
+        }
+    }
+    assert_eq!(session.len() as usize, tokens.len());
+    (all, selected)
+}
+
+/// Wants the positions of a bit pattern and changes nothing.
+struct Watch(u64);
+
+impl OpHook for Watch {
+    fn wants(&self, _: u16, position: u32) -> bool {
+        self.0 >> (position % 64) & 1 == 1
+    }
+
+    fn after(&mut self, _: u16, _: u32, _: usize, _: &mut OpTensor) {}
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_chunking_threads_instructions_and_hooks_give_the_same_bits(
+        seed in 0u64..1000,
+        n in 1usize..150,
+        pieces in proptest::collection::vec(1usize..90, 1..5),
+        watched: u64,
+    ) {
+        let (_dir, model) = model(seed);
+        let tokens = tokens(n, model.manifest().vocab, seed);
+        let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
+        let whole = run(&cpu, &tokens, &[n]);
+        prop_assert_eq!(whole.1.len(), n);
+        prop_assert_eq!(&run(&cpu, &tokens, &pieces), &whole, "pieces {:?}", pieces);
+        prop_assert_eq!(&run(&cpu, &tokens, &[1]), &whole, "one by one");
+        // Positions alone, with every operator's output in full, are another code path.
+        let hooked = cpu.with_hook(Arc::new(move || Box::new(Watch(watched))));
+        prop_assert_eq!(&run(&hooked, &tokens, &pieces), &whole, "watched");
+        for simd in Simd::all() {
+            let other = Cpu::with_threads(model.clone(), 1).unwrap().with_simd(simd);
+            prop_assert_eq!(&run(&other, &tokens, &pieces), &whole, "{}", simd.name());
+        }
+    }
+}
+
+/// Serves the scalar reference from a replay.
+struct Reader<'a> {
+    replay: &'a Replay,
+    d: &'a Descriptor,
+    own: &'a [i64],
+    best: u32,
+    exports: &'a [usize],
+}
+
+impl Reader<'_> {
+    fn slice(&self, operand: usize, bytes: &[u8], start: u64, len: u64) -> Result<Vec<i64>, String> {
+        let dtype = self.d.operands[operand].dtype;
+        let all: Vec<i64> = bytes.chunks(dtype.width()).map(|b| dtype.decode(b)).collect();
+        let n = self.d.operand_elements(operand, self.replay.position).ok_or("elements")? as usize;
+        let all = &all[all.len() - n..];
+        all.get(start as usize..(start + len) as usize)
+            .map(<[i64]>::to_vec)
+            .ok_or(format!("operand {operand}: {start}"))
+    }
+}
+
+impl StepReader for Reader<'_> {
+    type Error = String;
+
+    fn read(&mut self, operand: usize, start: u64, len: u64) -> Result<Vec<i64>, String> {
+        let o = self.d.operands[operand];
+        let bytes = match o.kind {
+            OperandKind::Op => self.replay.ops[o.index as usize].clone(),
+            OperandKind::Prev => self.replay.previous().into_iter().rev().nth(o.index as usize).ok_or("prev")?,
+            _ => self.replay.table(o.resolve(self.replay.layer)).ok_or("table")?.0,
+        };
+        self.slice(operand, &bytes, start, len)
+    }
+
+    fn cache(&mut self, operand: usize, first: u32, positions: u32, start: u64, len: u64) -> Result<Vec<i64>, String> {
+        let index = self.d.operands[operand].index as usize;
+        let mut all = Vec::new();
+        for p in first..first + positions {
+            let own = || self.replay.ops[self.exports[index]].clone();
+            let bytes = if p == self.replay.position { own() } else { self.replay.cached(p).swap_remove(index) };
+            all.extend(self.slice(operand, &bytes, start, len)?);
+        }
+        Ok(all)
+    }
+
+    fn row(&mut self, operand: usize, row: u32, column: u32) -> Result<RowData, String> {
+        let (bytes, _) =
+            self.replay.weight_row(self.d.operands[operand].resolve(self.replay.layer), row).ok_or("row")?;
+        let columns = self.d.params[2] as usize;
+        let s = &bytes[4 * column as usize..];
+        let elements = bytes[4 * columns..].iter().map(|b| *b as i8).collect();
+        Ok(RowData { m: u16::from_be_bytes([s[0], s[1]]), sh: i16::from_be_bytes([s[2], s[3]]), elements })
+    }
+
+    fn token(&mut self, operand: usize) -> Result<u32, String> {
+        let at = (self.replay.position + self.d.operands[operand].index) as usize;
+        Ok([self.replay.prompt(), self.replay.output()].concat()[at])
+    }
+
+    fn own(&mut self, index: u64) -> Result<i64, String> {
+        Ok(self.own[index as usize])
+    }
+
+    fn claimed(&mut self) -> Result<i64, String> {
+        Ok(i64::from(self.best))
+    }
+
+    fn hint(&mut self) -> u32 {
+        self.best
+    }
+}
+
+#[test]
+fn every_element_of_a_replayed_row_is_the_scalar_references() {
+    for seed in 0..6 {
+        let (_dir, model) = model(seed);
+        let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
+        let prompt = tokens(30, model.manifest().vocab, seed);
+        let g = generate(&cpu, &Request { prompt: &prompt, max_new: 9, stop: &[], cancel: None }, &mut |_| {}).unwrap();
+        for layer in 0..=model.layers() + 1 {
+            let kind = SectionKind::of_layer(layer, model.layers()).unwrap();
+            let section = model.program().section(kind);
+            let exports = section.exports();
+            for row in [0, 3, g.trace.dims.rows(layer) - 1] {
+                let r = replay(&cpu, &prompt, &g.tokens, layer, row).unwrap();
+                assert_eq!(r.ops.len(), section.ops.len());
+                // The replayed exports are those of the trace.
+                let roots = r.op_roots();
+                let leaf = trace::leaf(&exports.iter().map(|k| roots[*k]).collect::<Vec<_>>());
+                assert_eq!(leaf, g.trace.tree.layer(layer).leaves()[row as usize]);
+                if layer > 0 {
+                    let roots: Vec<_> = r.previous().iter().map(|t| tensor::tensor_root(t)).collect();
+                    assert_eq!(trace::leaf(&roots), g.trace.tree.layer(layer - 1).leaves()[r.position as usize]);
+                }
+                if kind == SectionKind::Block {
+                    for p in 0..r.position {
+                        let roots: Vec<_> = r.cached(p).iter().map(|t| tensor::tensor_root(t)).collect();
+                        assert_eq!(trace::leaf(&roots), g.trace.tree.layer(layer).leaves()[p as usize]);
+                    }
+                }
+                for (k, d) in section.ops.iter().enumerate() {
+                    let bytes = &r.ops[k];
+                    assert_eq!(bytes.len() as u64, d.bytes(r.position));
+                    let values: Vec<i64> = bytes.chunks(d.dtype.width()).map(|b| d.dtype.decode(b)).collect();
+                    let best = if d.opcode == Opcode::Select { values[0] as u32 } else { 0 };
+                    for (i, v) in values.iter().enumerate() {
+                        let mut reader = Reader { replay: &r, d, own: &values[..i], best, exports: &exports };
+                        let want = element(d, r.position, i as u64, &mut reader);
+                        assert_eq!(want, Ok(*v), "layer {layer} row {row} operator {k} ({}) element {i}", d.opcode);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Changes one element of one operator at one (layer, position).
+struct Lie {
+    layer: u16,
+    position: u32,
+    op: usize,
+}
+
+impl OpHook for Lie {
+    fn wants(&self, layer: u16, position: u32) -> bool {
+        (layer, position) == (self.layer, self.position)
+    }
+
+    fn after(&mut self, _: u16, _: u32, op: usize, out: &mut OpTensor) {
+        if op == self.op {
+            let v = out.get(0).unwrap();
+            out.set(0, v ^ 1);
+        }
+    }
+}
+
+#[test]
+fn a_tampered_element_is_committed_to_and_replayed_and_nothing_before_it_changes() {
+    let (_dir, model) = model(1);
+    let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
+    let prompt = tokens(20, model.manifest().vocab, 5);
+    let request = Request { prompt: &prompt, max_new: 6, stop: &[], cancel: None };
+    let (layer, position) = (1, 7);
+    let ops = &model.program().section(SectionKind::Block).ops;
+    for op in 0..ops.len() {
+        let liar = cpu.with_hook(Arc::new(move || Box::new(Lie { layer, position, op })));
+        let g = generate(&liar, &request, &mut |_| {}).unwrap();
+        let honest = audit(&cpu, &prompt, &g.tokens, None).unwrap();
+        // The lie itself, which an export need not show.
+        let told = replay(&liar, &prompt, &g.tokens, layer, position).unwrap();
+        let right = replay(&cpu, &prompt, &g.tokens, layer, position).unwrap();
+        let wrong: Vec<usize> = (0..ops.len()).filter(|k| told.ops[*k] != right.ops[*k]).collect();
+        assert_eq!(wrong.first(), Some(&op), "{}", ops[op].opcode);
+        let roots = told.op_roots();
+        let exports = model.program().section(SectionKind::Block).exports();
+        let leaf = trace::leaf(&exports.iter().map(|k| roots[*k]).collect::<Vec<_>>());
+        assert_eq!(leaf, g.trace.tree.layer(layer).leaves()[position as usize]);
+        if let Some(first) = g.trace.tree.first_difference(&honest.trace.tree) {
+            assert_eq!(first, (layer, position), "{}", ops[op].opcode);
+        }
+        assert_eq!(audit(&liar, &prompt, &g.tokens, None).unwrap().trace, g.trace, "a liar's story is consistent");
+    }
+}
+
+#[test]
+fn an_audit_gives_the_generations_trace_and_finds_a_foreign_token() {
+    let (_dir, model) = model(4);
+    let cpu = Cpu::new(model.clone()).unwrap();
+    let prompt = tokens(70, model.manifest().vocab, 3);
+    let mut seen = Vec::new();
+    let request = Request { prompt: &prompt, max_new: 80, stop: &[], cancel: None };
+    let g = generate(&cpu, &request, &mut |t| seen.push(t)).unwrap();
+    assert_eq!((seen.len(), &seen), (80, &g.tokens));
+    let a = audit(&cpu, &prompt, &g.tokens, None).unwrap();
+    assert_eq!((&a.trace, a.first_wrong_token(&g.tokens)), (&g.trace, None));
+    let mut output = g.tokens.clone();
+    output[40] = (output[40] + 1) % model.manifest().vocab;
+    let a = audit(&cpu, &prompt, &output, None).unwrap();
+    assert_eq!(a.first_wrong_token(&output), Some(40));
+    assert_ne!(a.trace.root, g.trace.root);
+
+    let stop = Request { stop: &g.tokens[10..11], ..request };
+    let short = generate(&cpu, &stop, &mut |_| {}).unwrap();
+    let at = g.tokens.iter().position(|t| *t == g.tokens[10]).unwrap();
+    assert_eq!(short.tokens, g.tokens[..=at]);
+}
+
+#[test]
+fn requests_that_cannot_be_run_are_errors() {
+    let (_dir, model) = model(2);
+    let cpu = Cpu::new(model.clone()).unwrap();
+    let vocab = model.manifest().vocab;
+    let ask = |prompt: &[u32], max_new| {
+        generate(&cpu, &Request { prompt, max_new, stop: &[], cancel: None }, &mut |_| {}).unwrap_err()
+    };
+    assert!(matches!(ask(&[], 4), EngineError::Request(_)));
+    assert!(matches!(ask(&[1], 0), EngineError::Request(_)));
+    assert!(matches!(ask(&[1], 4000), EngineError::Capacity { wanted: 4000, capacity: 256 }));
+    assert!(matches!(ask(&[1, vocab], 4), EngineError::Token { token, .. } if token == vocab));
+    let stop = std::sync::atomic::AtomicBool::new(true);
+    let cancelled = Request { prompt: &[1], max_new: 4, stop: &[], cancel: Some(&stop) };
+    assert!(matches!(generate(&cpu, &cancelled, &mut |_| {}), Err(EngineError::Sink(_))));
+    assert!(matches!(audit(&cpu, &[1], &[], None), Err(EngineError::Request(_))));
+    assert!(matches!(audit(&cpu, &[1], &[vocab, 1], None), Err(EngineError::Token { .. })));
+    assert!(matches!(replay(&cpu, &[1], &[2, 3], 0, 2), Err(EngineError::Request(_))));
+    assert!(matches!(replay(&cpu, &[1], &[2, 3], model.layers() + 2, 0), Err(EngineError::Request(_))));
+    assert!(matches!(cpu.session(257).err(), Some(EngineError::Capacity { .. })));
+    let mut session = cpu.session(2).unwrap();
+    let full = session.extend(&[1, 2, 3], u32::MAX, &mut sworn_engine::NoExports);
+    assert!(matches!(full, Err(EngineError::Capacity { wanted: 3, capacity: 2 })));
+    assert_eq!(session.extend(&[1, 2], u32::MAX, &mut sworn_engine::NoExports).unwrap(), Vec::<u32>::new());
+}
