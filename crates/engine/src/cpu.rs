@@ -202,13 +202,6 @@ impl CpuSession {
         let cpu = self.cpu.clone();
         let (record, logits) = (sink.wants_exports(), sink.wants_logits());
         let done = cpu.pool().install(|| self.body(n, record));
-        if done.is_err() {
-            for (layer, cache) in (0u16..).zip(&mut self.caches) {
-                if let Some(kind) = SectionKind::of_layer(layer, cpu.inner.model.layers()) {
-                    cache.truncate(cpu.inner.plan.section(kind), self.len);
-                }
-            }
-        }
         done?.iter().try_for_each(|r| r.deliver(sink))?;
 
         let (layer, kind) = (cpu.inner.model.layers() + 1, SectionKind::Head);
@@ -250,7 +243,11 @@ impl Session for CpuSession {
         self.cpu.check_tokens(tokens)?;
         let mut selected = Vec::new();
         for chunk in tokens.chunks(CHUNK) {
-            self.chunk(chunk, head_from, sink, &mut selected)?;
+            let done = self.chunk(chunk, head_from, sink, &mut selected);
+            if done.is_err() {
+                self.forget_unfinished();
+            }
+            done?;
         }
         Ok(selected)
     }

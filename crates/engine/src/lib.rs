@@ -11,7 +11,6 @@ use thiserror::Error;
 
 mod attention;
 mod cpu;
-pub mod eval;
 mod generate;
 pub mod kernels;
 mod layer;

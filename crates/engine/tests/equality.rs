@@ -333,3 +333,29 @@ fn requests_that_cannot_be_run_are_errors() {
     assert!(matches!(full, Err(EngineError::Capacity { wanted: 3, capacity: 2 })));
     assert_eq!(session.extend(&[1, 2], u32::MAX, &mut sworn_engine::NoExports).unwrap(), Vec::<u32>::new());
 }
+
+/// Refuses everything from one layer on.
+struct Full(u16);
+
+impl ExportSink for Full {
+    fn export(&mut self, layer: u16, _: u32, _: &[&[u8]]) -> Result<(), EngineError> {
+        if layer >= self.0 { Err(EngineError::Sink("disk full".into())) } else { Ok(()) }
+    }
+}
+
+#[test]
+fn a_session_whose_sink_failed_goes_on_where_it_was() {
+    let (_dir, model) = model(3);
+    let cpu = Cpu::new(model.clone()).unwrap();
+    let tokens = tokens(90, model.manifest().vocab, 1);
+    let whole = run(&cpu, &tokens, &[90]);
+    let mut session = cpu.session(90).unwrap();
+    let mut all = Everything::default();
+    session.extend(&tokens[..20], 0, &mut all).unwrap();
+    for layer in [0, 1, model.layers() + 1] {
+        assert!(matches!(session.extend(&tokens[20..30], 0, &mut Full(layer)), Err(EngineError::Sink(_))));
+        assert_eq!(session.len(), 20);
+    }
+    session.extend(&tokens[20..], 0, &mut all).unwrap();
+    assert_eq!(all, whole.0);
+}

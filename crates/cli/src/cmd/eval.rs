@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use sworn_engine::Cpu;
-use sworn_engine::eval::{self, Options};
+use sworn_eval::{self as eval, Options};
 
 use crate::args::Eval;
 use crate::backend;

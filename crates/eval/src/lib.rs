@@ -2,6 +2,9 @@
 //!
 //! Floats are measured here, never used: the float model is computed with candle from the GGUF's tensors, dequantised to f32,
 //! on the same tokens, and its predictions are compared with those of the integer model.
+//!
+//! **Owns** this measurement and the float forward pass it needs. **May depend on** `model`, `engine` and candle, which is
+//! why it is a crate of its own: nothing else pays for candle's build. **Must never** be used to produce an answer.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -13,7 +16,7 @@ use candle_nn::{ops, rotary_emb};
 use rayon::prelude::*;
 use sworn_model::llama::LlamaConfig;
 
-use crate::{Backend, EngineError, ExportSink, Result};
+use sworn_engine::{Backend, EngineError, ExportSink, Result};
 
 /// Fractional bits of a logit.
 const FRACTION: i32 = 14;
