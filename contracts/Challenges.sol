@@ -99,7 +99,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         nonReentrant
         returns (OpeningId id)
     {
-        IMarket.Job memory j = _submitted(jobId);
+        IMarket.Trial memory j = _onTrial(jobId);
         id = openingId(jobId, target);
         uint8 depth = _depthUnder(jobId, parent, id, j.deadline);
         Opening storage o = _openings[id];
@@ -147,7 +147,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// Checks that the target is a node of the job's trace whose hash is proof.nodeHash.
-    function _checkTarget(JobId jobId, IMarket.Job memory j, Target calldata t, DemandProof calldata proof)
+    function _checkTarget(JobId jobId, IMarket.Trial memory j, Target calldata t, DemandProof calldata proof)
         private
         view
         returns (uint32 leafCount, uint32 byteLength)
@@ -219,7 +219,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// The bytes of the target's tensor, from its operator's descriptor.
-    function _tensorBytes(IMarket.Job memory j, uint8 section, Target calldata t, DemandProof calldata proof)
+    function _tensorBytes(IMarket.Trial memory j, uint8 section, Target calldata t, DemandProof calldata proof)
         private
         view
         returns (uint32)
@@ -250,7 +250,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         uint32 byteLength,
         bytes calldata data
     ) external nonReentrant {
-        IMarket.Job memory j = _submitted(jobId);
+        IMarket.Trial memory j = _onTrial(jobId);
         OpeningId id = openingId(jobId, target);
         Opening storage o = _openings[id];
         if (o.state != OpeningState.Demanded) revert NotDemanded(id, o.state);
@@ -280,7 +280,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// @return the operator list's hash
-    function _checkOpListAnswer(IMarket.Job memory j, Target calldata t, bytes32 leaf, bytes calldata data)
+    function _checkOpListAnswer(IMarket.Trial memory j, Target calldata t, bytes32 leaf, bytes calldata data)
         private
         view
         returns (bytes32)
@@ -329,7 +329,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function timeout(JobId jobId, Target calldata target) external nonReentrant {
-        _submitted(jobId);
+        _requireSubmitted(jobId, IMarket(market).stateOf(jobId));
         OpeningId id = openingId(jobId, target);
         Opening storage o = _openings[id];
         if (o.state != OpeningState.Demanded) revert NotDemanded(id, o.state);
@@ -343,7 +343,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function announce(JobId jobId, bytes32 commitment) external nonReentrant {
-        _submitted(jobId);
+        _requireSubmitted(jobId, IMarket(market).stateOf(jobId));
         Announcement storage a = _announcements[jobId][msg.sender][commitment];
         if (a.number != 0) revert AlreadyAnnounced(commitment, a.blockNumber);
         a.number = ++_dockets[jobId].announcements;
@@ -356,7 +356,8 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         external
         nonReentrant
     {
-        IMarket.Job memory j = _submitted(jobId);
+        IMarket.Job memory j = IMarket(market).job(jobId);
+        _requireSubmitted(jobId, j.state);
         Announcement memory a = _announced(jobId, claim, salt);
         if (block.number <= a.blockNumber) revert AnnouncedTooLate(a.blockNumber, block.number);
         _checkOpList(jobId, claim.layer, claim.row, witness.opRoots);
@@ -407,7 +408,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function reclaimFees(JobId jobId) external nonReentrant {
-        JobState state = IMarket(market).job(jobId).state;
+        JobState state = IMarket(market).stateOf(jobId);
         if (state != JobState.Slashed) revert WrongState(jobId, state, JobState.Slashed);
         uint256 amount = _fees[jobId][msg.sender];
         if (amount == 0) revert NoFees(jobId, msg.sender);
@@ -485,9 +486,13 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     // --------------------------------------------------------------------------------------------------- checks
 
-    function _submitted(JobId jobId) private view returns (IMarket.Job memory j) {
-        j = IMarket(market).job(jobId);
-        if (j.state != JobState.Submitted) revert WrongState(jobId, j.state, JobState.Submitted);
+    function _onTrial(JobId jobId) private view returns (IMarket.Trial memory j) {
+        j = IMarket(market).trial(jobId);
+        _requireSubmitted(jobId, j.state);
+    }
+
+    function _requireSubmitted(JobId jobId, JobState state) private pure {
+        if (state != JobState.Submitted) revert WrongState(jobId, state, JobState.Submitted);
     }
 
     function _checkOpList(JobId jobId, uint16 layer, uint32 row, bytes32[] calldata opRoots) private view {

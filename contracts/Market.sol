@@ -282,6 +282,17 @@ contract Market is IMarket, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IMarket
+    function stateOf(JobId jobId) external view returns (JobState) {
+        return _jobs[jobId].state;
+    }
+
+    /// @inheritdoc IMarket
+    function trial(JobId jobId) external view returns (Trial memory) {
+        Job storage j = _jobs[jobId];
+        return Trial(j.state, j.deadline, j.nIn, j.nOut, j.node, j.modelId, j.layersRoot);
+    }
+
+    /// @inheritdoc IMarket
     function nextJobId() external view returns (uint256) {
         return _nextJobId;
     }

@@ -4,6 +4,7 @@ pragma solidity ^0.8.28;
 import {IModels, ModelShape} from "./interfaces/IModels.sol";
 import {Descriptor} from "./lib/Descriptor.sol";
 import {Programs} from "./lib/Programs.sol";
+import {Records} from "./lib/Records.sol";
 import {Trees} from "./lib/Trees.sol";
 
 /// @title Models
@@ -28,10 +29,15 @@ contract Models is IModels {
     uint256 private constant AT_TABLES = 150;
     uint256 private constant AT_STOPS = 250;
 
-    mapping(bytes32 modelId => ModelShape) private _shapes;
-    mapping(bytes32 modelId => uint32[]) private _stops;
-    mapping(bytes32 modelId => address) private _publishers;
-    mapping(bytes32 modelId => uint8) private _depths;
+    // The words of a record: abi.encode(shape, publisher, depth, stop tokens). All of the shape is static.
+    uint256 private constant WORD_OP_COUNTS = 3;
+    uint256 private constant WORD_SECTION_ROOTS = 6;
+    uint256 private constant WORD_EXPORT_MASKS = 9;
+    uint256 private constant WORD_PUBLISHER = 16;
+    uint256 private constant WORD_DEPTH = 17;
+
+    /// What is known of a model never changes, so it is kept as code.
+    mapping(bytes32 modelId => address) private _records;
 
     // ------------------------------------------------------------------------------------------------- register
 
@@ -51,10 +57,7 @@ contract Models is IModels {
             + _answers(Trees.pageCount(largestTensor)) + 1;
         if (depth > MAX_DEPTH) revert TooDeep(depth, MAX_DEPTH);
 
-        _shapes[modelId] = s;
-        _stops[modelId] = stops;
-        _publishers[modelId] = msg.sender;
-        _depths[modelId] = uint8(depth);
+        _records[modelId] = Records.write(abi.encode(s, msg.sender, depth, stops));
         emit ModelRegistered(modelId, msg.sender, manifest, program, hint);
     }
 
@@ -141,55 +144,53 @@ contract Models is IModels {
 
     /// @inheritdoc IModels
     function exists(bytes32 modelId) public view returns (bool) {
-        return _shapes[modelId].layers != 0;
+        return _records[modelId] != address(0);
     }
 
     /// @inheritdoc IModels
     function publisher(bytes32 modelId) external view returns (address) {
-        return _publishers[modelId];
+        return exists(modelId) ? address(uint160(Records.word(_records[modelId], WORD_PUBLISHER))) : address(0);
     }
 
     /// @inheritdoc IModels
-    function shape(bytes32 modelId) external view known(modelId) returns (ModelShape memory) {
-        return _shapes[modelId];
+    function shape(bytes32 modelId) external view returns (ModelShape memory) {
+        return abi.decode(Records.read(_record(modelId)), (ModelShape));
     }
 
     /// @inheritdoc IModels
-    function stopTokens(bytes32 modelId) external view known(modelId) returns (uint32[] memory) {
-        return _stops[modelId];
+    function stopTokens(bytes32 modelId) external view returns (uint32[] memory stops) {
+        (,,, stops) = abi.decode(Records.read(_record(modelId)), (ModelShape, address, uint256, uint32[]));
     }
 
     /// @inheritdoc IModels
-    function dimensions(bytes32 modelId)
-        external
-        view
-        known(modelId)
-        returns (uint16 layers, uint32 vocab, uint32 maxPositions)
-    {
-        ModelShape storage s = _shapes[modelId];
-        return (s.layers, s.vocab, s.maxPositions);
+    function dimensions(bytes32 modelId) external view returns (uint16 layers, uint32 vocab, uint32 maxPositions) {
+        address at = _record(modelId);
+        return (uint16(Records.word(at, 0)), uint32(Records.word(at, 1)), uint32(Records.word(at, 2)));
     }
 
     /// @inheritdoc IModels
     function section(bytes32 modelId, uint8 which)
         external
         view
-        known(modelId)
         returns (uint16 opCount, uint256 exportMask, bytes32 root)
     {
+        address at = _record(modelId);
         if (which > Programs.HEAD) revert UnknownSection(which);
-        ModelShape storage s = _shapes[modelId];
-        return (s.opCounts[which], s.exportMasks[which], s.sectionRoots[which]);
+        return (
+            uint16(Records.word(at, WORD_OP_COUNTS + which)),
+            Records.word(at, WORD_EXPORT_MASKS + which),
+            bytes32(Records.word(at, WORD_SECTION_ROOTS + which))
+        );
     }
 
     /// @inheritdoc IModels
-    function challengeDepth(bytes32 modelId) external view known(modelId) returns (uint8) {
-        return _depths[modelId];
+    function challengeDepth(bytes32 modelId) external view returns (uint8) {
+        return uint8(Records.word(_record(modelId), WORD_DEPTH));
     }
 
-    modifier known(bytes32 modelId) {
-        if (!exists(modelId)) revert UnknownModel(modelId);
-        _;
+    function _record(bytes32 modelId) private view returns (address at) {
+        at = _records[modelId];
+        if (at == address(0)) revert UnknownModel(modelId);
     }
 
     // -------------------------------------------------------------------------------------------------- parsing

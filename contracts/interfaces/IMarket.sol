@@ -52,6 +52,17 @@ interface IMarket {
         uint128 perOutputToken;
     }
 
+    /// @notice What a challenge needs of a job: half of its slots.
+    struct Trial {
+        JobState state;
+        uint40 deadline;
+        uint32 nIn;
+        uint32 nOut;
+        address node;
+        bytes32 modelId;
+        bytes32 layersRoot;
+    }
+
     struct Params {
         uint40 acceptTimeout;
         uint40 submitTimeout;
@@ -174,6 +185,12 @@ interface IMarket {
 
     /// @notice A job; all zero if there is none.
     function job(JobId jobId) external view returns (Job memory);
+
+    /// @notice A job's state.
+    function stateOf(JobId jobId) external view returns (JobState);
+
+    /// @notice The part of a job that a challenge needs.
+    function trial(JobId jobId) external view returns (Trial memory);
 
     /// @notice The id that the next job will have; the first is 1.
     function nextJobId() external view returns (uint256);
