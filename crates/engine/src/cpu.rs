@@ -185,6 +185,16 @@ impl CpuSession {
         Ok(records)
     }
 
+    /// After an error: the caches hold the finished positions only, so the session can be used on.
+    fn forget_unfinished(&mut self) {
+        let (plan, layers) = (&self.cpu.inner.plan, self.cpu.inner.model.layers());
+        for (layer, cache) in (0..=layers).zip(&mut self.caches) {
+            if let Some(kind) = SectionKind::of_layer(layer, layers) {
+                cache.truncate(plan.section(kind), self.len);
+            }
+        }
+    }
+
     fn chunk(
         &mut self,
         tokens: &[u32],

@@ -1,4 +1,5 @@
 //! Differential test (b): the scalar reference against the cpu backend's kernels, every opcode, every element.
+#![allow(clippy::print_stdout, reason = "the counts are the report")]
 
 use sworn_engine::kernels::{Input, apply};
 use sworn_engine::{Matrix, OpTensor, Simd};
