@@ -38,3 +38,7 @@ interface ILibraryErrors {
     /// @notice A number does not fit its type.
     error SafeCastOverflowedUintDowncast(uint8 bits, uint256 value);
 }
+
+interface IDevToken {
+    function mint(address to, uint256 amount) external;
+}

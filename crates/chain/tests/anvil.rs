@@ -1,0 +1,254 @@
+//! The crate against a real anvil with the real contracts.
+#![allow(missing_docs, dead_code, unreachable_pub)]
+
+#[path = "support/devnet.rs"]
+mod devnet;
+
+use std::time::Duration;
+
+use alloy::primitives::{Address, B256, U256};
+use alloy::providers::Provider;
+use devnet::{Devnet, NOWHERE, Params, UNIT, approve};
+use serde_json::json;
+use sworn_bindings::{Deployment, Event, IERC20, IMarket, INodes};
+use sworn_chain::{Chain, Cursor, CursorOptions, Error, Intent, Sender, SenderOptions, Store};
+
+async fn devnet() -> Devnet {
+    Devnet::start(None, Params::default()).await
+}
+
+fn transfer(d: &Deployment, key: &str, to: Address, amount: u128) -> Intent {
+    Intent::call(key, d.token, &IERC20::transferCall { to, value: U256::from(amount) })
+}
+
+#[tokio::test]
+async fn connections_are_checked() {
+    let net = devnet().await;
+    let url = net.anvil.endpoint();
+    let d = &net.deployment;
+
+    let e = Chain::connect("gopher://x", d.clone()).await.unwrap_err();
+    assert!(matches!(e, Error::Url { .. }), "{e}");
+    let e = Chain::connect("http://user:secret@127.0.0.1:1", d.clone()).await.unwrap_err();
+    assert!(matches!(e, Error::Unreachable { .. }), "{e}");
+    assert!(e.to_string().contains("check that the node runs"), "{e}");
+    assert!(!e.to_string().contains("secret"), "{e}");
+    let e = Chain::connect(&url, Deployment { chain_id: 1, ..d.clone() }).await.unwrap_err();
+    assert!(matches!(e, Error::WrongChain { actual: 31337, expected: 1, .. }), "{e}");
+    let e = Chain::connect(&url, Deployment { market: NOWHERE, ..d.clone() }).await.unwrap_err();
+    assert!(matches!(e, Error::NoContract { name: "market", .. }), "{e}");
+
+    let chain = net.chain().await;
+    assert_eq!(chain.market().nextJobId().call().await.unwrap(), U256::ONE);
+    assert_eq!(chain.nodes().market().call().await.unwrap(), d.market);
+}
+
+#[tokio::test]
+async fn the_same_key_sends_once() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(10 * UNIT).await;
+    let sender = net.sender(key.clone(), dir.path()).await;
+    let intent = transfer(&net.deployment, "pay/1", NOWHERE, UNIT);
+    // At once from several tasks, then again, then from a new process.
+    let (a, b, c) = tokio::join!(sender.send(&intent), sender.send(&intent), sender.send(&intent));
+    let first = a.unwrap();
+    assert_eq!((&first, &first), (&b.unwrap(), &c.unwrap()));
+    assert!(first.gas_used > 21_000 && first.cost() > U256::ZERO);
+    drop(sender);
+    let sender = net.sender(key.clone(), dir.path()).await;
+    assert_eq!(sender.send(&intent).await.unwrap(), first);
+    assert_eq!(sender.receipt("pay/1").unwrap(), Some(first));
+
+    // Many keys at once: every nonce once.
+    let intents: Vec<_> = (0..8).map(|i| transfer(&net.deployment, &format!("many/{i}"), NOWHERE, 1)).collect();
+    let sent: Vec<_> = intents.iter().map(|i| { let s = sender.clone(); let i = i.clone(); tokio::spawn(async move { s.send(&i).await }) }).collect();
+    for s in sent {
+        s.await.unwrap().unwrap();
+    }
+    let balances = sender.chain().balances(key.address()).await.unwrap();
+    assert_eq!(balances.token, U256::from(9 * UNIT - 8));
+    assert_eq!(balances.tokens(), balances.token);
+    assert!(sender.unfinished().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn doomed_calls_are_explained_and_cost_nothing() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(UNIT).await;
+    let sender = net.sender(key.clone(), dir.path()).await;
+    let before = sender.chain().balances(key.address()).await.unwrap();
+    let market = net.deployment.market;
+    let e = sender.send(&Intent::call("f", market, &IMarket::finalizeCall { jobId: U256::from(7) })).await.unwrap_err();
+    let revert = e.revert().unwrap();
+    assert!(revert.is("WrongState") && revert.arg("jobId") == Some("7"), "{e}");
+    let e = sender.send(&transfer(&net.deployment, "too much", NOWHERE, 2 * UNIT)).await.unwrap_err();
+    assert!(e.revert().unwrap().is("ERC20InsufficientBalance"), "{e}");
+    let e = sender.send(&Intent::call("d", net.deployment.nodes, &INodes::depositCall { amount: 5 })).await.unwrap_err();
+    assert!(e.revert().unwrap().is("ERC20InsufficientAllowance"), "{e}");
+    assert_eq!(sender.chain().balances(key.address()).await.unwrap(), before);
+    // What failed is not remembered: the same key works once the cause is gone.
+    approve(&sender, net.deployment.nodes).await;
+    sender.send(&Intent::call("d", net.deployment.nodes, &INodes::depositCall { amount: 5 })).await.unwrap();
+    assert_eq!(sender.chain().balances(key.address()).await.unwrap().stake, 5);
+
+    let poor = sender_without_gas(&net, dir.path()).await;
+    let e = poor.send(&Intent::call("p", net.deployment.nodes, &INodes::configureCall { endpoint: "x".into(), capacity: 1 })).await.unwrap_err();
+    assert!(matches!(e, Error::Funds { .. }), "{e}");
+}
+
+async fn sender_without_gas(net: &Devnet, dir: &std::path::Path) -> Sender {
+    let key = net.account(0).await;
+    net.rpc("anvil_setBalance", json!([key.address(), "0x1"])).await;
+    net.sender(key, dir).await
+}
+
+#[tokio::test]
+async fn stuck_transactions_are_replaced_and_survive_a_crash() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(10 * UNIT).await;
+    let chain = net.chain().await;
+    let path = dir.path().join("s.redb");
+    let quick = SenderOptions { bump_after: Duration::from_millis(150), ..SenderOptions::default() };
+    let open = || Sender::new(chain.clone(), key.clone(), Store::open(&path, &chain).unwrap(), quick.clone());
+    let (one, two) = (transfer(&net.deployment, "one", NOWHERE, 1), transfer(&net.deployment, "two", NOWHERE, 2));
+
+    // No blocks: the process dies while both wait.
+    net.rpc("evm_setAutomine", json!([false])).await;
+    let sender = open();
+    for intent in [&one, &two] {
+        assert!(tokio::time::timeout(Duration::from_millis(300), sender.send(intent)).await.is_err());
+    }
+    assert_eq!(sender.unfinished().unwrap(), ["one", "two"]);
+    drop(sender);
+
+    // The RPC forgets its queue; the next process finds both in its journal and raises their fees.
+    net.rpc("anvil_dropAllTransactions", json!([])).await;
+    let sender = open();
+    let resume = tokio::spawn({ let s = sender.clone(); async move { s.resume().await } });
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert!(!resume.is_finished());
+    net.rpc("evm_mine", json!([])).await;
+    net.rpc("evm_setAutomine", json!([true])).await;
+    assert_eq!(resume.await.unwrap().unwrap(), ["one", "two"]);
+    let (a, b) = (sender.send(&one).await.unwrap(), sender.send(&two).await.unwrap());
+    assert_ne!(a.hash, b.hash);
+    assert!(a.gas_price > b.gas_price || a.block < b.block, "the first was replaced: {a:?} {b:?}");
+    assert_eq!(chain.token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(3));
+    assert_eq!(chain.provider().get_transaction_count(key.address()).await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn two_agents_on_one_key_do_not_lose_transactions() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(10 * UNIT).await;
+    let chain = net.chain().await;
+    let agent = |name: &str| {
+        let store = Store::open(dir.path().join(name), &chain).unwrap();
+        Sender::new(chain.clone(), key.clone(), store, SenderOptions::default())
+    };
+    let (a, b) = (agent("a"), agent("b"));
+    for round in 0..4u128 {
+        let (x, y) = (transfer(&net.deployment, &format!("a{round}"), NOWHERE, 1), transfer(&net.deployment, &format!("b{round}"), NOWHERE, 100));
+        let (x, y) = tokio::join!(a.send(&x), b.send(&y));
+        x.unwrap();
+        y.unwrap();
+    }
+    assert_eq!(chain.token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(404));
+}
+
+#[tokio::test]
+async fn a_transaction_that_a_reorganisation_removed_is_sent_again() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(10 * UNIT).await;
+    let sender = net.sender(key.clone(), dir.path()).await;
+    let intent = transfer(&net.deployment, "pay", NOWHERE, 7);
+    let snapshot = net.rpc("evm_snapshot", json!([])).await;
+    sender.send(&intent).await.unwrap();
+    assert_eq!(net.rpc("evm_revert", json!([snapshot])).await, json!(true));
+    net.pass(5).await;
+    assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::ZERO);
+    sender.send(&intent).await.unwrap();
+    assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(7));
+}
+
+fn configured(batch: &sworn_chain::Batch) -> Vec<u32> {
+    let capacity = |e: &sworn_chain::Seen| match &e.event {
+        Event::Nodes(INodes::INodesEvents::NodeUpdated(u)) => Some(u.capacity),
+        _ => None,
+    };
+    batch.events.iter().filter_map(capacity).collect()
+}
+
+#[tokio::test]
+async fn events_come_in_order_at_least_once_and_follow_reorganisations() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(0).await;
+    let sender = net.sender(key, dir.path()).await;
+    let chain = net.chain().await;
+    let configure = async |capacity: u32| {
+        let call = INodes::configureCall { endpoint: "http://node".into(), capacity };
+        sender.send(&Intent::call(format!("c{capacity}"), net.deployment.nodes, &call)).await.unwrap();
+    };
+    let store = Store::open(dir.path().join("cursor.redb"), &chain).unwrap();
+    let open = |chunk| Cursor::open(chain.clone(), store.clone(), "test", CursorOptions { chunk, remembered: 64 }).unwrap();
+
+    for capacity in 1..=5 {
+        configure(capacity).await;
+    }
+    let mut cursor = open(3);
+    let mut seen = Vec::new();
+    loop {
+        let batch = cursor.poll().await.unwrap();
+        // Uncommitted batches come again.
+        assert_eq!(configured(&cursor.poll().await.unwrap()), configured(&batch));
+        seen.extend(configured(&batch));
+        cursor.commit(&batch).unwrap();
+        if batch.caught_up {
+            break;
+        }
+    }
+    assert_eq!(seen, [1, 2, 3, 4, 5]);
+    // Another process goes on where the last one stopped.
+    let snapshot = net.rpc("evm_snapshot", json!([])).await;
+    configure(6).await;
+    let mut cursor = open(1_000);
+    let batch = cursor.poll().await.unwrap();
+    assert_eq!((configured(&batch), batch.reorganised), (vec![6], false));
+    cursor.commit(&batch).unwrap();
+    assert!(configured(&cursor.poll().await.unwrap()).is_empty());
+
+    // Block 6 is replaced by another.
+    net.rpc("evm_revert", json!([snapshot])).await;
+    net.pass(9).await;
+    configure(7).await;
+    let mut got = Vec::new();
+    let mut reorganised = false;
+    for _ in 0..4 {
+        let batch = cursor.poll().await.unwrap();
+        reorganised |= batch.reorganised;
+        got.extend(configured(&batch));
+        cursor.commit(&batch).unwrap();
+    }
+    assert!(reorganised);
+    assert_eq!(got.last(), Some(&7), "{got:?}");
+    assert!(!got.contains(&6), "{got:?}");
+}
+
+#[tokio::test]
+async fn a_store_of_another_devnet_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.redb");
+    let (a, b) = (devnet().await, devnet().await);
+    let (a, b) = (a.chain().await, b.chain().await);
+    if a.genesis() != b.genesis() {
+        drop(Store::open(&path, &a).unwrap());
+        assert!(matches!(Store::open(&path, &b), Err(Error::OtherChain { .. })));
+    }
+    assert_eq!(a.receipt(B256::ZERO).await.unwrap(), None);
+}

@@ -1,0 +1,408 @@
+//! The loop: news from the chain, a plan, its steps.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use alloy::primitives::{Address, B256, U256};
+use sworn_bindings::IChallenges::{IChallengesEvents, OpeningState};
+use sworn_bindings::IMarket::IMarketEvents;
+use sworn_bindings::{Event, JobState};
+use sworn_chain::{Batch, Cursor, CursorOptions, Head, Sender, Store};
+use sworn_commit::sequence;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::http;
+use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
+use crate::plan::{Action, DemandView, JobView, View, decide};
+use crate::work::Shared;
+use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
+
+/// Longest pause after failures in a row.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Longest pause before a step with a deadline is tried again.
+const URGENT_PAUSE: Duration = Duration::from_secs(2);
+/// How long transactions under way may take when the node stops; the journal has them anyway.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A node, registered and ready to [`run`](Node::run).
+pub struct Node {
+    shared: Arc<Shared>,
+    cursor: Cursor,
+    listener: Option<TcpListener>,
+    jobs: BTreeMap<U256, JobRecord>,
+    demands: BTreeMap<B256, DemandRecord>,
+    /// The head that the last plan was made for.
+    seen: Option<Head>,
+    under_way: HashSet<Action>,
+    failures: HashMap<Action, (u32, Instant)>,
+    tasks: JoinSet<(Action, Result<()>)>,
+    /// Whether something that a plan depends on has changed without a new block.
+    changed: bool,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Node").field("account", &self.shared.sender.account()).field("jobs", &self.jobs.len()).finish()
+    }
+}
+
+impl Node {
+    /// Opens the journal in `store` (which may be the sender's), posts what is to be posted, listens.
+    ///
+    /// # Errors
+    /// A model is not registered, tokens are missing, the address is taken, disk or RPC fail.
+    pub async fn start(
+        config: NodeConfig,
+        sender: Sender,
+        store: Store,
+        prover: Arc<dyn Prover>,
+        conduct: Arc<dyn Conduct>,
+        sink: EventSink,
+    ) -> Result<Self> {
+        let journal = Journal::new(store.clone(), config.data.join("traces"))?;
+        register::register(&config.registration, &sender, &journal, &sink).await?;
+        let listener = match config.listen {
+            Some(address) => {
+                let bound = TcpListener::bind(address).await;
+                Some(bound.map_err(|source| Error::Listen { address, source })?)
+            }
+            None => None,
+        };
+        let cursor = Cursor::open(sender.chain().clone(), store, "node", CursorOptions::default())?;
+        let jobs = journal.jobs()?.into_iter().filter(|r| !r.closed).map(|r| (r.job.id, r)).collect();
+        let demands = journal.demands()?.into_iter().map(|d| (d.opening, d)).collect();
+        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, sink));
+        Ok(Node {
+            shared,
+            cursor,
+            listener,
+            jobs,
+            demands,
+            seen: None,
+            under_way: HashSet::new(),
+            failures: HashMap::new(),
+            tasks: JoinSet::new(),
+            changed: true,
+        })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref().and_then(|l| l.local_addr().ok())
+    }
+
+    /// Serves until `shutdown` resolves. Failures of chain, disk or execution are told and tried again; nothing is lost by dropping
+    /// the future at any point.
+    ///
+    /// # Errors
+    /// A defect of this program.
+    pub async fn run(mut self, shutdown: impl Future<Output = ()>) -> Result<()> {
+        let shared = self.shared.clone();
+        let (stop, stopped) = watch::channel(false);
+        let listen = self.address().map(|a| a.to_string());
+        let server = self.listener.take().map(|listener| tokio::spawn(http::serve(listener, shared.clone(), stopped)));
+        let account = shared.sender.account();
+        shared.sink.emit(NodeEvent::Started { account, models: shared.prover.models(), listen });
+
+        // Beside everything else: an old transaction may wait long for its block.
+        let resumed = tokio::spawn({
+            let shared = shared.clone();
+            async move { sworn_chain::persistently("resuming transactions", || shared.sender.resume()).await }
+        });
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut failed = 0u32;
+        let mut pause = Duration::ZERO;
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(done) = self.tasks.join_next() => self.finished(done?),
+                () = tokio::time::sleep(pause) => {
+                    pause = shared.sender.chain().poll();
+                    match self.tick().await {
+                        Ok(()) => failed = 0,
+                        Err(error) => {
+                            // Once per outage; the log has the rest.
+                            if failed == 0 {
+                                shared.sink.emit(NodeEvent::Failed { action: "following the chain".into(), error: error.to_string() });
+                            } else {
+                                tracing::debug!(%error, failed, "following the chain");
+                            }
+                            pause = (pause * 2u32.saturating_pow(failed.min(16))).min(LONGEST_PAUSE);
+                            failed += 1;
+                        }
+                    }
+                }
+            }
+        }
+        shared.cancel(None);
+        let _ = stop.send(true);
+        resumed.abort();
+        let last = async { while self.tasks.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(FAREWELL, last).await;
+        if let Some(server) = server {
+            let _ = tokio::time::timeout(FAREWELL, server).await;
+        }
+        shared.sink.emit(NodeEvent::Stopped);
+        Ok(())
+    }
+
+    async fn tick(&mut self) -> Result<()> {
+        let batch = self.cursor.poll().await?;
+        self.learn(&batch)?;
+        self.cursor.commit(&batch)?;
+        if !batch.caught_up {
+            return Ok(());
+        }
+        let now = Instant::now();
+        let due = self.failures.iter().any(|(action, (_, at))| *at <= now && !self.under_way.contains(action));
+        if self.changed || due || self.seen != Some(batch.head) {
+            self.step(batch.head).await?;
+            self.seen = Some(batch.head);
+            self.changed = false;
+        }
+        Ok(())
+    }
+
+    /// Writes what events say to the journal. May see the same event again.
+    fn learn(&mut self, batch: &Batch) -> Result<()> {
+        self.changed |= batch.reorganised;
+        let me = self.shared.sender.account();
+        for seen in &batch.events {
+            match &seen.event {
+                Event::Market(e) => self.learn_market(e, me)?,
+                Event::Challenges(IChallengesEvents::Demanded(e)) if self.jobs.contains_key(&e.jobId) => {
+                    let record = DemandRecord::of(e);
+                    self.shared.journal.put_demand(&record)?;
+                    let deadline = record.deadline;
+                    if self.demands.insert(record.opening, record).is_none() {
+                        let target = e.target.to_string();
+                        self.shared.sink.emit(NodeEvent::Demanded { job: e.jobId, target, by: e.payer, deadline });
+                    }
+                }
+                Event::Challenges(IChallengesEvents::Answered(e)) => self.drop_demand(e.openingId)?,
+                Event::Challenges(IChallengesEvents::TimedOut(e)) => self.drop_demand(e.openingId)?,
+                _ => continue,
+            }
+            self.changed = true;
+        }
+        Ok(())
+    }
+
+    fn learn_market(&mut self, event: &IMarketEvents, me: Address) -> Result<()> {
+        let shared = self.shared.clone();
+        match event {
+            IMarketEvents::JobCreated(e) => {
+                let servable = shared.prover.layers(e.modelId).is_some();
+                if e.node != me && !(e.node.is_zero() && servable) {
+                    return Ok(());
+                }
+                let Some(prompt) = sequence::decode(&e.promptTokens) else { return Ok(()) };
+                let job = Job { id: e.jobId, model: e.modelId, prompt, max_new: e.maxNew };
+                let known = shared.journal.job(job.id)?.filter(|r| r.job == job);
+                // After a reorganisation the id may be another job's.
+                if known.is_none() {
+                    shared.forget(job.id);
+                }
+                let fresh = JobRecord { job, answer: None, mine: false, closed: false };
+                let record = JobRecord { closed: false, ..known.unwrap_or(fresh) };
+                self.keep(record)?;
+            }
+            IMarketEvents::JobAccepted(e) if e.node == me => {
+                if let Some(mut record) = self.jobs.get(&e.jobId).cloned() {
+                    let Job { id: job, max_new, .. } = record.job;
+                    let prompt_tokens = record.job.prompt.len();
+                    if !record.mine {
+                        shared.sink.emit(NodeEvent::Assigned { job, prompt_tokens, max_new, deadline: e.deadline.to() });
+                    }
+                    record.mine = true;
+                    self.keep(record)?;
+                }
+            }
+            // The chain's word stands above the journal's: it may be another process of the same account that answered.
+            IMarketEvents::ResultSubmitted(e) if e.node == me => {
+                if let (Some(mut record), Some(tokens)) = (self.jobs.get(&e.jobId).cloned(), sequence::decode(&e.outputTokens)) {
+                    record.answer = Some(AnswerRecord { tokens, layers_root: e.layersRoot });
+                    self.keep(record)?;
+                }
+            }
+            IMarketEvents::JobFinalized(e) if self.is_mine(e.jobId) => {
+                shared.sink.emit(NodeEvent::Finalized { job: e.jobId, paid: e.paid });
+            }
+            IMarketEvents::JobSlashed(e) if e.node == me => {
+                shared.sink.emit(NodeEvent::Slashed { job: e.jobId, bond: e.bond });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn is_mine(&self, id: U256) -> bool {
+        self.jobs.get(&id).is_some_and(|r| r.mine)
+    }
+
+    fn keep(&mut self, record: JobRecord) -> Result<()> {
+        self.shared.journal.put_job(&record)?;
+        self.jobs.insert(record.job.id, record);
+        Ok(())
+    }
+
+    fn drop_demand(&mut self, opening: B256) -> Result<()> {
+        if self.demands.remove(&opening).is_some() {
+            self.shared.journal.remove_demand(opening)?;
+        }
+        Ok(())
+    }
+
+    /// Plans for `head` and begins what is due.
+    async fn step(&mut self, head: Head) -> Result<()> {
+        let (view, states) = self.view(head).await?;
+        let actions = decide(&view);
+        self.failures.retain(|action, _| actions.contains(action));
+        let now = Instant::now();
+        for action in actions {
+            if let Action::Close(id) = action {
+                self.close(id, states.get(&id).copied().unwrap_or(JobState::None))?;
+                continue;
+            }
+            let waits = self.failures.get(&action).is_some_and(|(_, at)| *at > now);
+            if !waits && self.under_way.insert(action) {
+                let shared = self.shared.clone();
+                self.tasks.spawn(async move {
+                    let result = shared.perform(action).await;
+                    (action, result)
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Joins the journal with the chain's state.
+    async fn view(&mut self, head: Head) -> Result<(View, HashMap<U256, JobState>)> {
+        let shared = self.shared.clone();
+        let chain = shared.sender.chain();
+        let me = shared.sender.account();
+        let failed = sworn_chain::Error::from;
+        let mut jobs = Vec::new();
+        let mut states = HashMap::new();
+        let ids: Vec<U256> = self.jobs.keys().copied().collect();
+        for id in ids {
+            let on_chain = chain.market().job(id).call().await.map_err(failed)?;
+            // Executions write to the journal beside this loop.
+            let Some(record) = shared.journal.job(id)? else { continue };
+            let mut demands = Vec::new();
+            let mut settled = false;
+            if on_chain.state == JobState::Submitted {
+                demands = self.demands_of(&record.job).await?;
+                settled = head.timestamp > on_chain.deadline.to::<u64>()
+                    && chain.challenges().settled(id).call().await.map_err(failed)?;
+            }
+            states.insert(id, on_chain.state);
+            jobs.push(JobView {
+                id,
+                state: on_chain.state,
+                deadline: on_chain.deadline.to(),
+                mine: on_chain.node == me,
+                servable: shared.prover.layers(record.job.model).is_some(),
+                executed: record.answer.is_some(),
+                settled,
+                demands,
+            });
+            self.jobs.insert(id, record);
+        }
+        let NodeConfig { accept_open, withdraw_at, .. } = shared.config;
+        let withdrawable = match withdraw_at {
+            Some(_) => chain.market().withdrawable(me).call().await.map_err(failed)?,
+            None => U256::ZERO,
+        };
+        Ok((View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at }, states))
+    }
+
+    /// Demands that the chain still counts as unanswered and that the node means to answer.
+    async fn demands_of(&mut self, job: &Job) -> Result<Vec<DemandView>> {
+        let shared = self.shared.clone();
+        let challenges = shared.sender.chain().challenges();
+        let mine: Vec<DemandRecord> = self.demands.values().filter(|d| d.job == job.id).cloned().collect();
+        let mut views = Vec::new();
+        for d in mine {
+            let opening = challenges.opening(d.opening).call().await.map_err(sworn_chain::Error::from)?;
+            match d.target() {
+                Some(target) if opening.state == OpeningState::Demanded => {
+                    if shared.conduct.answers(job, &target) {
+                        views.push(DemandView { opening: d.opening, deadline: opening.turnEnd.to() });
+                    }
+                }
+                _ => self.drop_demand(d.opening)?,
+            }
+        }
+        Ok(views)
+    }
+
+    fn close(&mut self, id: U256, state: JobState) -> Result<()> {
+        let Some(record) = self.jobs.get(&id).cloned() else { return Ok(()) };
+        // Events tell of the other ends, with their amounts.
+        if record.mine && !matches!(state, JobState::Final | JobState::Slashed) {
+            self.shared.sink.emit(NodeEvent::Closed { job: id, state: state.name() });
+        }
+        self.shared.forget(id);
+        let demands: Vec<B256> = self.demands.values().filter(|d| d.job == id).map(|d| d.opening).collect();
+        for opening in demands {
+            self.drop_demand(opening)?;
+        }
+        self.shared.journal.put_job(&JobRecord { closed: true, ..record })?;
+        self.jobs.remove(&id);
+        Ok(())
+    }
+
+    fn finished(&mut self, (action, result): (Action, Result<()>)) {
+        self.under_way.remove(&action);
+        self.changed = true;
+        let Err(error) = result else {
+            self.failures.remove(&action);
+            return;
+        };
+        let revert = match &error {
+            Error::Chain(e) => e.revert().map(|r| r.name.as_str()).unwrap_or_default(),
+            _ => "",
+        };
+        // Somebody was faster, which is as good; the next plan sees it.
+        let overtaken = matches!(revert, "WrongState" | "NotDemanded" | "NothingToWithdraw");
+        // The node's asks do not cover the job.
+        let unwanted = matches!(revert, "NotOffered" | "MoreThanOffered" | "PriceOverCeiling");
+        if let (Action::Accept(id), true) = (action, unwanted) {
+            tracing::info!(job = %id, %error, "not taken");
+            if let Err(error) = self.close(id, JobState::Open) {
+                tracing::warn!(%error, "journal");
+            }
+            return;
+        }
+        let times = self.failures.get(&action).map_or(0, |(times, _)| times + 1);
+        let longest = match action {
+            Action::Answer { .. } | Action::Submit(_) => URGENT_PAUSE,
+            _ => LONGEST_PAUSE,
+        };
+        let pause = (Duration::from_millis(250) * 2u32.saturating_pow(times.min(16))).min(longest);
+        self.failures.insert(action, (times, Instant::now() + pause));
+        // Not every repetition is news.
+        if !overtaken && (times + 1).is_power_of_two() {
+            self.shared.sink.emit(NodeEvent::Failed { action: describe(action), error: error.to_string() });
+        }
+    }
+}
+
+fn describe(action: Action) -> String {
+    match action {
+        Action::Answer { job, opening } => format!("answering opening {opening} of job {job}"),
+        Action::Submit(id) => format!("submitting job {id}"),
+        Action::Execute(id) => format!("executing job {id}"),
+        Action::Accept(id) => format!("accepting job {id}"),
+        Action::Finalize(id) => format!("finalizing job {id}"),
+        Action::Expire(id) => format!("expiring job {id}"),
+        Action::Close(id) => format!("closing job {id}"),
+        Action::Withdraw => "withdrawing".into(),
+    }
+}

@@ -1,0 +1,73 @@
+//! What an operator decides.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use alloy::primitives::{B256, U256};
+
+/// A price for a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The model.
+    pub model: B256,
+    /// Price of a prompt token, in the token's smallest unit.
+    pub per_input_token: u128,
+    /// Price of an output token.
+    pub per_output_token: u128,
+    /// Prompt and output together, at most.
+    pub max_tokens: u32,
+}
+
+/// What the node wants to be true on chain before it serves; whatever is not, is made so.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Registration {
+    /// Where others reach the HTTP side; none: leave what is posted.
+    pub endpoint: Option<String>,
+    /// Jobs at a time; none: leave what is posted.
+    pub capacity: Option<u32>,
+    /// Least stake; missing tokens are deposited from the account. Zero: leave it.
+    pub stake: u128,
+    /// Asks to post.
+    pub offers: Vec<Offer>,
+}
+
+/// How a node runs.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Journal and traces.
+    pub data: PathBuf,
+    /// Where to listen; none: no HTTP.
+    pub listen: Option<SocketAddr>,
+    /// What to post before serving.
+    pub registration: Registration,
+    /// Whether to take open jobs that its asks cover.
+    pub accept_open: bool,
+    /// Executions at a time.
+    pub workers: usize,
+    /// Pay is withdrawn when at least this much is owed; none: never.
+    pub withdraw_at: Option<U256>,
+    /// Longest wait of an HTTP client.
+    pub http_timeout: Duration,
+    /// HTTP requests at a time.
+    pub http_concurrency: usize,
+    /// Memory for recomputed operators, in bytes.
+    pub ops_cache: usize,
+}
+
+impl NodeConfig {
+    /// Defaults, with a directory for journal and traces.
+    pub fn new(data: impl Into<PathBuf>) -> Self {
+        NodeConfig {
+            data: data.into(),
+            listen: None,
+            registration: Registration::default(),
+            accept_open: false,
+            workers: 1,
+            withdraw_at: Some(U256::ONE),
+            http_timeout: Duration::from_secs(20),
+            http_concurrency: 32,
+            ops_cache: 64 << 20,
+        }
+    }
+}

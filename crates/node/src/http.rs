@@ -1,0 +1,267 @@
+//! The HTTP side: what the node committed to, for whoever wants to check.
+//!
+//! Read-only. Requests, connections and the time of each are bounded, so that visitors can exhaust neither memory nor sockets nor
+//! the processor that answers to demands need.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use std::{io, net::SocketAddr};
+
+use alloy::primitives::U256;
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Sleep;
+
+use sworn_engine::EngineError;
+
+use crate::Error;
+use crate::work::{Purpose, Shared};
+
+/// Open connections, waiting ones included.
+const CONNECTIONS: usize = 256;
+/// Longest life of a connection.
+const CONNECTION_LIFE: Duration = Duration::from_secs(120);
+
+struct Http {
+    shared: Arc<Shared>,
+    requests: Semaphore,
+    served: AtomicU64,
+}
+
+/// Serves until `stopped` changes; requests under way are finished.
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
+    let requests = Semaphore::new(shared.config.http_concurrency.max(1));
+    let http = Arc::new(Http { shared, requests, served: AtomicU64::new(0) });
+    let router = Router::new()
+        .route("/health", get(health))
+        .route("/v1/info", get(info))
+        .route("/v1/jobs/{id}", get(job))
+        .route("/v1/jobs/{id}/trace", get(trace))
+        .route("/v1/jobs/{id}/ops/{layer}/{row}", get(ops))
+        .fallback(|| async { Fault(StatusCode::NOT_FOUND, "there is no such page".into()) })
+        .method_not_allowed_fallback(|| async { Fault(StatusCode::METHOD_NOT_ALLOWED, "only GET is served".into()) })
+        .layer(middleware::from_fn_with_state(http.clone(), bounded))
+        .with_state(http);
+    let listener = Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let until = async move {
+        let _ = stopped.changed().await;
+    };
+    if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until).await {
+        tracing::warn!(%error, "http");
+    }
+}
+
+/// A refusal: status and what to do about it.
+struct Fault(StatusCode, String);
+
+/// The message of a refusal, for [`bounded`] to put beside the request's id.
+#[derive(Clone)]
+struct Message(String);
+
+impl IntoResponse for Fault {
+    fn into_response(self) -> Response {
+        let mut response = self.0.into_response();
+        response.extensions_mut().insert(Message(self.1));
+        response
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(e: Error) -> Self {
+        match e {
+            Error::Engine(EngineError::Request(text)) => Fault(StatusCode::NOT_FOUND, text),
+            Error::NoModel { .. } => Fault(StatusCode::NOT_FOUND, "this node no longer has the job's model".into()),
+            other => {
+                tracing::warn!(error = %other, "http");
+                Fault(StatusCode::INTERNAL_SERVER_ERROR, "the node failed; try again later".into())
+            }
+        }
+    }
+}
+
+/// Gives every request an id and an end, and every refusal a body.
+async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) -> Response {
+    let id = request_id(&http, &request);
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let mut response = match http.requests.try_acquire() {
+        Err(_) => Fault(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again".into()).into_response(),
+        Ok(_permit) => match tokio::time::timeout(http.shared.config.http_timeout, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => Fault(StatusCode::GATEWAY_TIMEOUT, "recomputing takes longer than this node waits; try again".into()).into_response(),
+        },
+    };
+    if !response.status().is_success() {
+        let status = response.status();
+        let message = response.extensions().get::<Message>().map_or_else(|| status.to_string(), |m| m.0.clone());
+        response = (status, Json(json!({ "error": message, "request": id }))).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert("x-request-id", value);
+    }
+    tracing::debug!(%method, path, status = response.status().as_u16(), request = id, "http");
+    response
+}
+
+/// The caller's, if it is short and plain, so that logs can be joined; else a new one.
+fn request_id(http: &Http, request: &Request) -> String {
+    let given = request.headers().get("x-request-id").and_then(|v| v.to_str().ok());
+    let plain = |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    match given.filter(plain) {
+        Some(id) => id.to_owned(),
+        None => format!("{:08x}", http.served.fetch_add(1, Ordering::Relaxed)),
+    }
+}
+
+async fn health() -> impl IntoResponse {
+    Json(json!({ "status": "ok" }))
+}
+
+async fn info(State(http): State<Arc<Http>>) -> Result<impl IntoResponse, Fault> {
+    let shared = &http.shared;
+    let active = shared.journal.jobs()?.iter().filter(|r| !r.closed && r.mine).count();
+    Ok(Json(json!({
+        "account": shared.sender.account(),
+        "chainId": shared.sender.chain().deployment().chain_id,
+        "market": shared.sender.chain().deployment().market,
+        "models": shared.prover.models(),
+        "acceptsOpenJobs": shared.config.accept_open,
+        "jobsUnderWay": active,
+        "version": env!("CARGO_PKG_VERSION"),
+    })))
+}
+
+fn number<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Fault> {
+    text.parse().map_err(|_| Fault(StatusCode::BAD_REQUEST, format!("{text:?} is no {what}: give a number")))
+}
+
+fn job_id(text: &str) -> Result<U256, Fault> {
+    let plain = !text.is_empty() && text.len() <= 78 && text.bytes().all(|b| b.is_ascii_digit());
+    let id = plain.then(|| U256::from_str_radix(text, 10).ok()).flatten();
+    id.ok_or_else(|| Fault(StatusCode::BAD_REQUEST, format!("{text:?} is no job id: give a number")))
+}
+
+fn unknown(id: U256) -> Fault {
+    Fault(StatusCode::NOT_FOUND, format!("this node has no job {id}"))
+}
+
+async fn job(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<impl IntoResponse, Fault> {
+    let id = job_id(&id)?;
+    let record = http.shared.journal.job(id)?.filter(|r| r.mine).ok_or_else(|| unknown(id))?;
+    let state = match (&record.answer, record.closed) {
+        (_, true) => "closed",
+        (Some(_), _) => "answered",
+        (None, _) => "assigned",
+    };
+    let answer = record.answer;
+    Ok(Json(json!({
+        "job": id.to_string(),
+        "state": state,
+        "model": record.job.model,
+        "prompt": record.job.prompt,
+        "maxNew": record.job.max_new,
+        "tokens": answer.as_ref().map(|a| &a.tokens),
+        "layersRoot": answer.as_ref().map(|a| a.layers_root),
+    })))
+}
+
+fn binary(bytes: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response()
+}
+
+async fn trace(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<Response, Fault> {
+    let id = job_id(&id)?;
+    let (record, answer) = http.shared.answered(id)?.ok_or_else(|| unknown(id))?;
+    let tree = http.shared.trace(&record.job, &answer, Purpose::Visit).await?;
+    match http.shared.conduct.serve_trace(&record.job, tree) {
+        Some(tree) => Ok(binary(tree.encode())),
+        None => Err(unknown(id)),
+    }
+}
+
+async fn ops(
+    State(http): State<Arc<Http>>,
+    Path((id, layer, row)): Path<(String, String, String)>,
+) -> Result<Response, Fault> {
+    let id = job_id(&id)?;
+    let (layer, row) = (number::<u16>(&layer, "layer")?, number::<u32>(&row, "row")?);
+    let (record, answer) = http.shared.answered(id)?.ok_or_else(|| unknown(id))?;
+    let ops = http.shared.ops(&record.job, &answer, layer, row, Purpose::Visit).await?;
+    match http.shared.conduct.serve_ops(&record.job, layer, row, ops.to_vec()) {
+        Some(ops) => Ok(binary(ops.concat())),
+        None => Err(unknown(id)),
+    }
+}
+
+/// A listener with so many places; who comes when all are taken waits in the system's queue.
+struct Bounded {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl axum::serve::Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        let place = self.places.clone().acquire_owned().await.ok();
+        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
+        (Connection { stream, end: Box::pin(tokio::time::sleep(CONNECTION_LIFE)), _place: place }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection that ends after a while, whatever its peer does.
+struct Connection {
+    stream: TcpStream,
+    end: Pin<Box<Sleep>>,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Connection {
+    fn expired(&mut self, cx: &mut Context<'_>) -> bool {
+        self.end.as_mut().poll(cx).is_ready()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.expired(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.expired(cx) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

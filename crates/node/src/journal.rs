@@ -1,0 +1,143 @@
+//! What a node remembers: enough to go on after a crash, and nothing that the chain does not also know, but for answers that are
+//! not posted yet.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+
+use alloy::primitives::{Address, B256, Bytes, U256};
+use alloy::sol_types::SolValue;
+use serde::{Deserialize, Serialize};
+use sworn_bindings::{IChallenges, Target};
+use sworn_chain::{Store, Table};
+use sworn_commit::{TraceDims, TraceTree};
+
+use crate::{Error, Job, Result};
+
+const JOBS: Table = "node/jobs";
+const DEMANDS: Table = "node/demands";
+const COUNTERS: Table = "node/counters";
+
+/// A job and how far it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JobRecord {
+    pub(crate) job: Job,
+    /// Computed, or seen on chain.
+    pub(crate) answer: Option<AnswerRecord>,
+    /// Whether the chain gave it to this node.
+    pub(crate) mine: bool,
+    /// Nothing can follow.
+    pub(crate) closed: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct AnswerRecord {
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) layers_root: B256,
+}
+
+/// A demand as its event told it: the contract wants all of it back with the answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DemandRecord {
+    pub(crate) job: U256,
+    pub(crate) opening: B256,
+    pub(crate) payer: Address,
+    target: Bytes,
+    pub(crate) node_hash: B256,
+    pub(crate) leaf_count: u32,
+    pub(crate) byte_length: u32,
+    pub(crate) deadline: u64,
+}
+
+impl DemandRecord {
+    pub(crate) fn of(e: &IChallenges::Demanded) -> Self {
+        DemandRecord {
+            job: e.jobId,
+            opening: e.openingId,
+            payer: e.payer,
+            target: e.target.abi_encode().into(),
+            node_hash: e.nodeHash,
+            leaf_count: e.leafCount,
+            byte_length: e.byteLength,
+            deadline: e.deadline.to(),
+        }
+    }
+
+    pub(crate) fn target(&self) -> Option<Target> {
+        Target::abi_decode(&self.target).ok()
+    }
+}
+
+/// The node's tables, and its traces as files.
+#[derive(Clone, Debug)]
+pub(crate) struct Journal {
+    store: Store,
+    traces: PathBuf,
+}
+
+impl Journal {
+    pub(crate) fn new(store: Store, traces: PathBuf) -> Result<Self> {
+        fs::create_dir_all(&traces).map_err(|source| Error::File { path: traces.clone(), source })?;
+        Ok(Journal { store, traces })
+    }
+
+    pub(crate) fn jobs(&self) -> Result<Vec<JobRecord>> {
+        Ok(self.store.all(JOBS)?.into_iter().map(|(_, record)| record).collect())
+    }
+
+    pub(crate) fn job(&self, id: U256) -> Result<Option<JobRecord>> {
+        Ok(self.store.get(JOBS, &id.to_string())?)
+    }
+
+    pub(crate) fn put_job(&self, record: &JobRecord) -> Result<()> {
+        Ok(self.store.put(JOBS, &record.job.id.to_string(), record)?)
+    }
+
+    pub(crate) fn demands(&self) -> Result<Vec<DemandRecord>> {
+        Ok(self.store.all(DEMANDS)?.into_iter().map(|(_, record)| record).collect())
+    }
+
+    pub(crate) fn put_demand(&self, record: &DemandRecord) -> Result<()> {
+        Ok(self.store.put(DEMANDS, &record.opening.to_string(), record)?)
+    }
+
+    pub(crate) fn remove_demand(&self, opening: B256) -> Result<()> {
+        Ok(self.store.remove(DEMANDS, &opening.to_string())?)
+    }
+
+    /// A number that names the next transaction of a kind that may happen many times.
+    pub(crate) fn counter(&self, kind: &str) -> Result<u64> {
+        Ok(self.store.get(COUNTERS, kind)?.unwrap_or(0))
+    }
+
+    pub(crate) fn advance(&self, kind: &str, from: u64) -> Result<()> {
+        Ok(self.store.put(COUNTERS, kind, &(from + 1))?)
+    }
+
+    fn trace_path(&self, id: U256) -> PathBuf {
+        self.traces.join(format!("{id}.trace"))
+    }
+
+    /// Keeps a trace; whole or not at all.
+    pub(crate) fn put_trace(&self, id: U256, trace: &TraceTree) -> Result<()> {
+        let path = self.trace_path(id);
+        let fresh = path.with_extension("new");
+        let write = || -> std::io::Result<()> {
+            let mut file = fs::File::create(&fresh)?;
+            file.write_all(&trace.encode())?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)
+        };
+        write().map_err(|source| Error::File { path, source })
+    }
+
+    /// A kept trace, if it is there and is the one with this root.
+    pub(crate) fn trace(&self, id: U256, dims: &TraceDims, layers_root: B256) -> Option<TraceTree> {
+        let bytes = fs::read(self.trace_path(id)).ok()?;
+        TraceTree::decode(&bytes, dims).filter(|t| t.layers_root() == layers_root.0)
+    }
+
+    pub(crate) fn remove_trace(&self, id: U256) {
+        let _ = fs::remove_file(self.trace_path(id));
+    }
+}
