@@ -94,7 +94,7 @@ fn synthetic_models_give_every_byte_of_the_cpu_backend() {
     let mut bytes = 0;
     for spec in specs {
         let dir = tempfile::tempdir().unwrap();
-        let model = Arc::new(synthetic(dir.path(), &spec).unwrap());
+        let model = Arc::new(synthetic(&spec, dir.path().join("model")).unwrap());
         let (cpu, gpu) = (Cpu::new(model.clone()).unwrap(), wgpu(&model));
         let tokens = tokens(70, spec.vocab, 7);
         let want = run(&cpu, &tokens, &[], 0);
@@ -115,7 +115,7 @@ fn synthetic_models_give_every_byte_of_the_cpu_backend() {
 fn sequences_longer_than_a_step_of_the_cache_keep_their_past() {
     let spec = SyntheticSpec { layers: 2, seed: 5, ..SyntheticSpec::default() };
     let dir = tempfile::tempdir().unwrap();
-    let model = Arc::new(synthetic(dir.path(), &spec).unwrap());
+    let model = Arc::new(synthetic(&spec, dir.path().join("model")).unwrap());
     let tokens = tokens(512, spec.vocab, 9);
     let want = run(&Cpu::new(model.clone()).unwrap(), &tokens, &[], 500);
     run(&wgpu(&model), &tokens, &[250, 1, 4, 1, 1], 500).assert_same(&want, "512 positions");
@@ -125,7 +125,7 @@ fn sequences_longer_than_a_step_of_the_cache_keep_their_past() {
 fn sessions_are_independent_and_errors_leave_them_usable() {
     let spec = SyntheticSpec::default();
     let dir = tempfile::tempdir().unwrap();
-    let model = Arc::new(synthetic(dir.path(), &spec).unwrap());
+    let model = Arc::new(synthetic(&spec, dir.path().join("model")).unwrap());
     let gpu = wgpu(&model);
     assert_eq!(gpu.name(), "wgpu");
     assert!(!gpu.adapter().is_empty());
@@ -147,7 +147,7 @@ fn sessions_are_independent_and_errors_leave_them_usable() {
 #[test]
 fn an_adapter_that_does_not_exist_is_an_error_with_its_cure() {
     let dir = tempfile::tempdir().unwrap();
-    let model = Arc::new(synthetic(dir.path(), &SyntheticSpec::default()).unwrap());
+    let model = Arc::new(synthetic(&SyntheticSpec::default(), dir.path().join("model")).unwrap());
     let error = WgpuBackend::new(model, &Selection::Named("no such card".into())).unwrap_err().to_string();
     assert!(error.contains("no such card") && error.contains("script/mesa"), "{error}");
 }
