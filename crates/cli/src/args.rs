@@ -48,7 +48,7 @@ pub(crate) struct Global {
     pub(crate) key: Option<PathBuf>,
     /// File that holds the keystore's password
     ///
-    /// Otherwise the environment variable SWORN_PASSWORD is used, otherwise the terminal asks. A password is never a flag.
+    /// Otherwise the environment variable SWORN_KEYSTORE_PASSWORD is used, otherwise the terminal asks. A password is never a flag.
     #[arg(long, global = true, value_name = "FILE", hide_short_help = true)]
     pub(crate) password_file: Option<PathBuf>,
     /// What to log on stderr, as a tracing filter: info, debug, sworn_node=trace

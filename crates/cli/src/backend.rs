@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde::Serialize;
 use sworn_engine::{Backend, Cpu};
+use sworn_engine_wgpu::{Selection, WgpuBackend, probe};
 use sworn_model::Model;
 
 use crate::args::BackendChoice;
@@ -16,8 +17,20 @@ use crate::output::note;
 pub(crate) struct Chosen {
     /// Executes.
     pub(crate) backend: Arc<dyn Backend>,
+    /// The cpu backend, if that is what executes.
+    cpu: Option<Arc<Cpu>>,
     /// What results say about it.
     pub(crate) about: About,
+}
+
+impl Chosen {
+    /// A cpu backend of the same model, for what only it does: replaying the operators of one row.
+    pub(crate) fn cpu(&self) -> Result<Arc<Cpu>> {
+        match &self.cpu {
+            Some(cpu) => Ok(cpu.clone()),
+            None => Ok(Arc::new(Cpu::new(self.backend.model().clone())?)),
+        }
+    }
 }
 
 /// What results say about the executor: never a silent choice.
@@ -34,32 +47,37 @@ pub(crate) struct About {
 
 /// Prepares the model on the executor that `choice` means, and says on stderr which it is.
 pub(crate) fn open(model: Arc<Model>, choice: BackendChoice) -> Result<Chosen> {
-    let (backend, fallback) = select(model, choice)?;
-    let about = About { backend: backend.name(), adapter: backend.adapter(), fallback };
+    let chosen = select(model, choice)?;
+    let about = &chosen.about;
     note(match &about.fallback {
         Some(reason) => format!("backend {}: {} (not wgpu: {reason})", about.backend, about.adapter),
         None => format!("backend {}: {}", about.backend, about.adapter),
     });
-    Ok(Chosen { backend, about })
+    Ok(chosen)
 }
 
-fn select(model: Arc<Model>, choice: BackendChoice) -> Result<(Arc<dyn Backend>, Option<String>)> {
+fn select(model: Arc<Model>, choice: BackendChoice) -> Result<Chosen> {
     match choice {
-        BackendChoice::Cpu => Ok((Arc::new(Cpu::new(model)?), None)),
-        BackendChoice::Wgpu => Ok((wgpu(model)?, None)),
-        BackendChoice::Auto => match sworn_engine_wgpu::probe().iter().find(|a| a.is_gpu()) {
+        BackendChoice::Cpu => cpu(model, None),
+        BackendChoice::Wgpu => wgpu(model, &Selection::Best),
+        BackendChoice::Auto => match probe().iter().find(|a| a.is_gpu()) {
             // A software adapter gives the same bits, more slowly than the cpu backend does.
-            None => Ok((Arc::new(Cpu::new(model)?), Some("no GPU adapter found".to_owned()))),
-            Some(adapter) => match wgpu(model.clone()) {
-                Ok(backend) => Ok((backend, None)),
-                Err(e) => Ok((Arc::new(Cpu::new(model)?), Some(format!("{adapter} cannot be used: {e}")))),
-            },
+            None => cpu(model, Some("no GPU adapter found".to_owned())),
+            Some(adapter) => wgpu(model.clone(), &Selection::Gpu).or_else(|e| cpu(model, Some(format!("{adapter} cannot be used: {e}")))),
         },
     }
 }
 
-fn wgpu(_model: Arc<Model>) -> Result<Arc<dyn Backend>> {
-    Err(Fault::failed("the wgpu backend is not built in"))
+fn cpu(model: Arc<Model>, fallback: Option<String>) -> Result<Chosen> {
+    let cpu = Arc::new(Cpu::new(model)?);
+    let about = About { backend: cpu.name(), adapter: cpu.adapter(), fallback };
+    Ok(Chosen { backend: cpu.clone(), cpu: Some(cpu), about })
+}
+
+fn wgpu(model: Arc<Model>, selection: &Selection) -> Result<Chosen> {
+    let gpu = WgpuBackend::new(model, selection)?;
+    let about = About { backend: gpu.name(), adapter: gpu.adapter(), fallback: None };
+    Ok(Chosen { backend: Arc::new(gpu), cpu: None, about })
 }
 
 /// Runs long work of the engine off the async threads; Ctrl-C sets the flag it watches.
@@ -76,4 +94,9 @@ pub(crate) async fn cancellable<T: Send + 'static>(work: impl FnOnce(&AtomicBool
             Err(Fault::failed("stopped by Ctrl-C"))
         }
     }
+}
+
+/// Runs blocking work off the async threads to its end.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await?
 }

@@ -1,10 +1,17 @@
 //! The verbs.
 
+mod ask;
 mod audit;
+mod dispute;
+mod doctor;
 mod eval;
+mod job;
 mod key;
 mod model;
+mod money;
+mod node;
 mod run;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -14,11 +21,18 @@ use crate::settings::Settings;
 
 pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
     match noun {
-        Noun::Key(verb) => key::run(&settings, verb),
         Noun::Model(verb) => model::run(&settings, verb).await,
+        Noun::Node(verb) => node::run(&settings, verb).await,
+        Noun::Ask(command) => ask::run(&settings, command).await,
+        Noun::Job(verb) => job::run(&settings, verb).await,
+        Noun::Watch(command) => watch::run(&settings, command).await,
+        Noun::Dispute(verb) => dispute::run(&settings, verb).await,
+        Noun::Money(command) => money::run(&settings, command).await,
+        Noun::Doctor(command) => doctor::run(&settings, command).await,
         Noun::Run(command) => run::run(&settings, command).await,
         Noun::Audit(command) => audit::run(&settings, command).await,
         Noun::Eval(command) => eval::run(&settings, command).await,
-        _ => Err(Fault::failed("later")),
+        Noun::Key(verb) => key::run(&settings, verb),
+        Noun::Devnet(_) | Noun::Demo(_) => Err(Fault::failed("later")),
     }
 }

@@ -67,14 +67,9 @@ pub(crate) fn check(path: &Path) -> Result<()> {
 
 /// Decrypts.
 pub(crate) fn open(path: &Path, password: &str) -> Result<PrivateKeySigner> {
-    PrivateKeySigner::decrypt_keystore(path, password).map_err(|e| {
-        let text = e.to_string();
-        if text.contains("Mac Mismatch") {
-            Fault::failed(format!("the password does not open {}", path.display()))
-        } else {
-            Fault::failed(format!("cannot decrypt {}: {text}", path.display()))
-        }
-    })
+    // What is wrong with a damaged file is found here: the decryption would not survive it.
+    check(path)?;
+    Ok(sworn_chain::key::open(path, password)?)
 }
 
 fn read(path: &Path) -> Result<Value> {

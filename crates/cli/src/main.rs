@@ -5,17 +5,23 @@
 //! stdout outside `output`, take a secret from a flag, or link the dishonest test nodes.
 #![forbid(unsafe_code)]
 
+mod amount;
 mod answer;
 mod args;
 mod backend;
 mod cmd;
 mod config;
+mod events;
 mod fault;
+mod history;
 mod keystore;
+mod link;
 mod models;
 mod output;
 mod progress;
+mod prompt;
 mod settings;
+mod times;
 mod tools;
 
 use std::process::ExitCode;

@@ -1,16 +1,16 @@
 //! What every verb may need, taken from the global flags when it is needed: a verb that signs nothing asks for no key.
 
-use std::fs;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use sworn_bindings::Deployment;
+use sworn_chain::key::PASSWORD_VARIABLE;
 
 use crate::args::Global;
 use crate::config;
-use crate::fault::{Doing, Fault, Result};
+use crate::fault::{Fault, Result};
 use crate::keystore;
 use crate::output::Output;
 
@@ -88,31 +88,27 @@ impl Settings {
     pub(crate) fn signer(&self) -> Result<PrivateKeySigner> {
         let path = self.key_file()?;
         keystore::check(path)?;
-        let password = self.password(&format!("Password of {}: ", path.display()))?;
+        let password = self.password(path, &format!("Password of {}: ", path.display()))?;
         keystore::open(path, &password)
     }
 
     /// A password for a new key: typed twice when it comes from a terminal.
-    pub(crate) fn new_password(&self) -> Result<String> {
-        let password = self.password("New password: ")?;
-        let typed = self.password_file.is_none() && std::env::var_os("SWORN_PASSWORD").is_none();
-        if typed && self.password("The same again: ")? != password {
+    pub(crate) fn new_password(&self, keystore: &Path) -> Result<String> {
+        let password = self.password(keystore, "New password: ")?;
+        let typed = self.password_file.is_none() && std::env::var_os(PASSWORD_VARIABLE).is_none();
+        if typed && self.password(keystore, "The same again: ")? != password {
             return Err(Fault::failed("the two passwords differ; nothing was written"));
         }
         Ok(password)
     }
 
-    fn password(&self, prompt: &str) -> Result<String> {
-        if let Some(path) = &self.password_file {
-            let text = fs::read_to_string(path).doing(|| format!("cannot read the password file {}: check --password-file", path.display()))?;
-            return Ok(text.trim_end_matches(['\n', '\r']).to_owned());
-        }
-        if let Some(password) = std::env::var_os("SWORN_PASSWORD") {
-            return password.into_string().map_err(|_| Fault::usage("SWORN_PASSWORD is not UTF-8"));
-        }
-        if !std::io::stdin().is_terminal() {
-            return Err(Fault::usage("no password: give --password-file FILE or set SWORN_PASSWORD (there is no terminal to ask on)"));
-        }
-        rpassword::prompt_password(prompt).doing(|| "cannot read the password from the terminal".into())
+    fn password(&self, keystore: &Path, prompt: &str) -> Result<String> {
+        Ok(sworn_chain::key::password(keystore, self.password_file.as_deref(), || {
+            if std::io::stdin().is_terminal() {
+                rpassword::prompt_password(prompt)
+            } else {
+                Err(std::io::Error::other("there is no terminal to ask on"))
+            }
+        })?)
     }
 }

@@ -21,9 +21,9 @@ struct Shown {
 pub(super) fn run(settings: &Settings, verb: Key) -> Result<ExitCode> {
     let shown = match verb {
         Key::New { file } => {
-            let password = settings.new_password()?;
             let key = PrivateKeySigner::random();
             let file = file.unwrap_or_else(|| settings.home.join("keys").join(format!("{}.json", key.address())));
+            let password = settings.new_password(&file)?;
             keystore::create(&file, &key, &password)?;
             Shown { address: key.address(), file }
         }

@@ -3,12 +3,16 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use alloy::primitives::B256;
 use serde::Serialize;
+use sworn_bindings::IModels;
+use sworn_chain::Receipt;
 use sworn_isa::SectionKind;
 use sworn_model::{ImportOptions, Model, ModelStore};
 
 use crate::args;
 use crate::fault::{Fault, Result};
+use crate::link::{Account, Viewed};
 use crate::models::{self, id_text};
 use crate::output::note;
 use crate::progress::ModelProgress;
@@ -45,6 +49,14 @@ struct Shown {
     license: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     program: Vec<Operator>,
+}
+
+/// What became of a registration.
+#[derive(Serialize)]
+pub(crate) struct Registered {
+    model_id: String,
+    /// none: it was registered already
+    pub(crate) transaction: Option<Receipt>,
 }
 
 #[derive(Serialize)]
@@ -102,9 +114,32 @@ pub(super) async fn run(settings: &Settings, verb: args::Model) -> Result<ExitCo
                 return Ok(ExitCode::FAILURE);
             }
         }
-        args::Model::Register { .. } => return Err(Fault::failed("register")),
+        args::Model::Register { model, hint } => {
+            let loaded = models::load(settings, &model)?;
+            let account = Account::open(settings).await?;
+            let registered = register(&account, &loaded, hint).await?;
+            settings.out.result(&registered, |r| match &r.transaction {
+                Some(receipt) => format!("{}  registered  {}", r.model_id, receipt.hash),
+                None => format!("{}  was registered already", r.model_id),
+            })?;
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Registers a model, unless somebody has.
+pub(crate) async fn register(account: &Account, model: &Model, hint: String) -> Result<Registered> {
+    let models = account.link.chain.models();
+    let model_id = id_text(&model.id());
+    if models.exists(B256::from(model.id())).call().await.viewed()? {
+        return Ok(Registered { model_id, transaction: None });
+    }
+    let call = IModels::registerCall {
+        manifest: model.manifest().encode().into(),
+        program: model.program().encode().into(),
+        hint,
+    };
+    Ok(Registered { model_id, transaction: Some(account.send(*models.address(), &call).await?) })
 }
 
 /// Runs long work of the model crate off the async threads, with a progress bar.

@@ -1,18 +1,17 @@
 //! `sworn run`.
 
-use std::io::Read;
 use std::process::ExitCode;
 
 use serde::Serialize;
 use sworn_engine::{Request, generate};
-use sworn_model::{Message, Model};
 
 use crate::answer::SavedAnswer;
 use crate::args::Run;
 use crate::backend::{self, About};
-use crate::fault::{Doing, Fault, Result};
+use crate::fault::Result;
 use crate::models::{self, id_text};
 use crate::output::note;
+use crate::prompt;
 use crate::settings::Settings;
 
 #[derive(Serialize)]
@@ -31,9 +30,9 @@ struct Report {
 }
 
 pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
-    let prompt = prompt(&command.prompt)?;
+    let prompt = prompt::read(&command.prompt)?;
     let model = models::load(settings, &command.engine.model)?;
-    let input = encode(&model, &prompt, command.raw)?;
+    let input = prompt::encode(&model, &prompt, command.raw)?;
     let name = command.engine.model.clone();
     let out = settings.out;
     let (answer, report) = backend::cancellable(move |cancel| {
@@ -95,28 +94,6 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
         ));
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The prompt as given, or stdin for `-`.
-pub(super) fn prompt(argument: &str) -> Result<String> {
-    let text = if argument == "-" {
-        let mut text = String::new();
-        std::io::stdin().read_to_string(&mut text).doing(|| "cannot read the prompt from stdin".into())?;
-        text
-    } else {
-        argument.to_owned()
-    };
-    if text.trim().is_empty() { Err(Fault::usage("the prompt is empty")) } else { Ok(text) }
-}
-
-/// A prompt's tokens: a user's turn by the model's chat template, or the bare text.
-pub(super) fn encode(model: &Model, prompt: &str, raw: bool) -> Result<Vec<u32>> {
-    let tokens = if raw || !model.chat().is_present() {
-        model.encode_text(prompt)?
-    } else {
-        model.encode_chat(&[Message::new("user", prompt)])?
-    };
-    if tokens.is_empty() { Err(Fault::usage("the prompt has no tokens")) } else { Ok(tokens) }
 }
 
 pub(super) fn round(rate: f64) -> f64 {

@@ -1,0 +1,167 @@
+//! `sworn dispute`.
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+
+use alloy::primitives::{Address, B256, U256};
+use serde::Serialize;
+use sworn_bindings::Event;
+use sworn_bindings::IChallenges::IChallengesEvents;
+use sworn_bindings::IMarket::IMarketEvents;
+
+use super::job;
+use crate::args;
+use crate::fault::Result;
+use crate::history::{self, Said};
+use crate::link::{Link, Viewed};
+use crate::settings::Settings;
+
+#[derive(Serialize)]
+struct Row {
+    job: u64,
+    status: &'static str,
+    node: Address,
+    demands: u32,
+    answers: u32,
+    outcome: String,
+    last_block: u64,
+}
+
+#[derive(Serialize)]
+struct Step {
+    block: u64,
+    what: &'static str,
+    detail: String,
+    transaction: B256,
+    gas: u64,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    job: u64,
+    status: &'static str,
+    steps: Vec<Step>,
+}
+
+pub(super) async fn run(settings: &Settings, verb: args::Dispute) -> Result<ExitCode> {
+    let link = Link::open(settings).await?;
+    match verb {
+        args::Dispute::List { limit } => list(settings, &link, limit).await?,
+        args::Dispute::Show { job } => show(settings, &link, job).await?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
+    let said = history::events(link, &[link.chain.deployment().challenges], [None; 4]).await?;
+    let mut jobs: BTreeMap<u64, Vec<&Said>> = BTreeMap::new();
+    for s in &said {
+        if let Event::Challenges(event) = &s.event {
+            jobs.entry(u64::try_from(job_of(event)).unwrap_or_default()).or_default().push(s);
+        }
+    }
+    let mut rows = Vec::new();
+    for (id, events) in jobs.into_iter().rev().take(limit.try_into().unwrap_or(usize::MAX)) {
+        let chain_job = link.chain.market().job(U256::from(id)).call().await.viewed()?;
+        let mut row = Row { job: id, status: chain_job.state.name(), node: chain_job.node, demands: 0, answers: 0, outcome: "open".into(), last_block: 0 };
+        for s in events {
+            row.last_block = s.block;
+            let Event::Challenges(event) = &s.event else { continue };
+            match event {
+                IChallengesEvents::Demanded(_) => row.demands += 1,
+                IChallengesEvents::Answered(_) => row.answers += 1,
+                IChallengesEvents::FraudProven(_) => row.outcome = "fraud proven".into(),
+                IChallengesEvents::TimedOut(_) => row.outcome = "node silent".into(),
+                _ => {}
+            }
+        }
+        if row.outcome == "open" && chain_job.state.is_terminal() {
+            row.outcome = "nothing wrong found".into();
+        }
+        rows.push(row);
+    }
+    settings.out.result(&rows, |rows| {
+        if rows.is_empty() {
+            return "no disputes".to_owned();
+        }
+        let mut table = crate::output::table(["job", "status", "node", "demands", "answers", "outcome"]);
+        for r in rows {
+            table.add_row([r.job.to_string(), r.status.to_owned(), r.node.to_string(), r.demands.to_string(), r.answers.to_string(), r.outcome.clone()]);
+        }
+        table.to_string()
+    })
+}
+
+async fn show(settings: &Settings, link: &Link, id: u64) -> Result<()> {
+    let status = job::existing(link, id).await?.state.name();
+    let mut steps = Vec::new();
+    for s in history::of_job(link, U256::from(id)).await? {
+        let Some((what, detail)) = describe(&s.event, link) else { continue };
+        let gas = link.chain.receipt(s.transaction).await?.map_or(0, |r| r.gas_used);
+        steps.push(Step { block: s.block, what, detail, transaction: s.transaction, gas });
+    }
+    settings.out.result(&Shown { job: id, status, steps }, |d| {
+        let mut table = crate::output::table(["block", "what", "detail", "gas", "transaction"]);
+        for s in &d.steps {
+            table.add_row([s.block.to_string(), s.what.to_owned(), s.detail.clone(), s.gas.to_string(), s.transaction.to_string()]);
+        }
+        format!("job {}  {}\n{table}", d.job, d.status)
+    })
+}
+
+/// What an event says, in a word and a line.
+fn describe(event: &Event, link: &Link) -> Option<(&'static str, String)> {
+    let money = |amount: U256| link.currency.show(amount);
+    Some(match event {
+        Event::Challenges(event) => match event {
+            IChallengesEvents::Demanded(e) => ("demand", format!("{} by {}", e.target, e.payer)),
+            IChallengesEvents::DepthLowered(e) => ("depth lowered", format!("to {} by {}", e.depth, e.by)),
+            IChallengesEvents::Answered(e) => ("answer", format!("{}: {} bytes by {}", e.target, e.data.len(), e.by)),
+            IChallengesEvents::Announced(e) => ("announcement", format!("by {}", e.by)),
+            IChallengesEvents::FraudProven(e) => (
+                "fraud proven",
+                format!(
+                    "layer {} row {} operator {} element {}: claimed {}, computed {}; by {}",
+                    e.claim.layer, e.claim.row, e.claim.op, e.claim.element, e.claimed, e.computed, e.by
+                ),
+            ),
+            IChallengesEvents::TimedOut(e) => ("timeout", format!("reward to {}", e.payer)),
+            IChallengesEvents::RewardContested(e) => ("reward contested", format!("by {}", e.by)),
+            IChallengesEvents::RewardSettled(e) => ("reward settled", format!("to {}", e.to)),
+            IChallengesEvents::FeesReclaimed(e) => ("fees reclaimed", format!("{} by {}", money(e.amount), e.payer)),
+        },
+        Event::Market(event) => match event {
+            IMarketEvents::JobCreated(e) => ("job", format!("by {}, escrow {}", e.user, money(U256::from(e.escrow)))),
+            IMarketEvents::JobAccepted(e) => ("accepted", format!("by {}, bond {}", e.node, money(U256::from(e.bond)))),
+            IMarketEvents::ResultSubmitted(e) => ("result", format!("{} tokens, trace root {}", e.outputTokens.len() / 4, e.traceRoot)),
+            IMarketEvents::JobFinalized(e) => ("final", format!("paid {}, back {}", money(e.paid), money(e.refunded))),
+            IMarketEvents::JobSlashed(e) => (
+                "slashed",
+                format!(
+                    "bond {}: {} to the user (and the escrow of {}), {} to the challenger, {} burned",
+                    money(e.bond),
+                    money(e.compensation),
+                    money(e.refunded),
+                    money(e.reward),
+                    money(e.burned)
+                ),
+            ),
+            _ => return None,
+        },
+        _ => return None,
+    })
+}
+
+fn job_of(event: &IChallengesEvents) -> U256 {
+    match event {
+        IChallengesEvents::Demanded(e) => e.jobId,
+        IChallengesEvents::DepthLowered(e) => e.jobId,
+        IChallengesEvents::Answered(e) => e.jobId,
+        IChallengesEvents::Announced(e) => e.jobId,
+        IChallengesEvents::FraudProven(e) => e.jobId,
+        IChallengesEvents::TimedOut(e) => e.jobId,
+        IChallengesEvents::RewardContested(e) => e.jobId,
+        IChallengesEvents::RewardSettled(e) => e.jobId,
+        IChallengesEvents::FeesReclaimed(e) => e.jobId,
+    }
+}
