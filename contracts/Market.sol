@@ -110,18 +110,17 @@ contract Market is IMarket, ReentrancyGuardTransient {
         j.inputHash = Trees.tokensHash(promptTokens);
 
         uint128 escrow = maxPrice;
+        INodes.Ask memory ask;
         if (node == address(0)) {
             j.state = JobState.Open;
             j.deadline = _after(_acceptTimeout);
-            emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
         } else {
-            INodes.Ask memory ask;
             (ask, escrow) = _priceUnder(maxPrice, node, modelId, j.nIn, maxNew);
-            emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
-            _assign(jobId, j, node, ask, escrow);
         }
         j.escrow = escrow;
         _totals.escrow += escrow;
+        emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
+        if (node != address(0)) _assign(jobId, j, node, ask, escrow);
         _pull(msg.sender, escrow);
     }
 
@@ -143,8 +142,8 @@ contract Market is IMarket, ReentrancyGuardTransient {
         uint128 ceiling = j.escrow;
         (INodes.Ask memory ask, uint128 price) = _priceUnder(ceiling, msg.sender, j.modelId, j.nIn, j.maxNew);
         j.escrow = price;
+        _endEscrow(jobId, j.user, ceiling - price);
         _assign(jobId, j, msg.sender, ask, price);
-        if (ceiling > price) _endEscrow(jobId, j.user, ceiling - price);
     }
 
     /// @inheritdoc IMarket
@@ -182,14 +181,11 @@ contract Market is IMarket, ReentrancyGuardTransient {
         if (state != JobState.Open && state != JobState.Assigned) revert WrongState(jobId, state, JobState.Assigned);
         _onlyAfter(jobId, j.deadline);
         j.state = JobState.Expired;
-        uint128 penalty;
-        if (state == JobState.Assigned) {
-            penalty = uint128(uint256(j.bond) * _latePenaltyBps / BPS);
-            INodes(nodes).takeBond(j.node, j.bond, penalty, false);
-            _credit(jobId, j.user, penalty);
-        }
+        uint128 penalty = state == JobState.Open ? 0 : uint128(uint256(j.bond) * _latePenaltyBps / BPS);
         emit JobExpired(jobId, j.escrow, penalty);
         _endEscrow(jobId, j.user, j.escrow);
+        _credit(jobId, j.user, penalty);
+        if (state == JobState.Assigned) INodes(nodes).takeBond(j.node, j.bond, penalty, false);
     }
 
     /// @inheritdoc IMarket
@@ -258,9 +254,9 @@ contract Market is IMarket, ReentrancyGuardTransient {
 
         _held[jobId].reward = reward;
         _totals.rewards += reward;
-        INodes(nodes).takeBond(j.node, bond, bond, true);
         _endEscrow(jobId, j.user, j.escrow);
         _credit(jobId, j.user, compensation);
+        INodes(nodes).takeBond(j.node, bond, bond, true);
         IERC20(token).safeTransfer(BURN, burned);
     }
 

@@ -205,9 +205,9 @@ contract MarketBuyTest is Fixture {
         JobId id = create(address(0), tokens(3), 4, 50 ether);
         vm.warp(market.job(id).deadline);
         vm.expectEmit();
-        emit IMarket.JobAccepted(id, nora, 10 ether, uint40(block.timestamp + mp.submitTimeout));
-        vm.expectEmit();
         emit IMarket.Credited(uma, 50 ether - PRICE, id);
+        vm.expectEmit();
+        emit IMarket.JobAccepted(id, nora, 10 ether, uint40(block.timestamp + mp.submitTimeout));
         vm.prank(nora);
         market.acceptJob(id);
         IMarket.Job memory j = market.job(id);
