@@ -5,4 +5,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cases;
+pub mod devnet;
+pub mod fixture;
+pub mod liar;
+pub mod scenario;
 pub mod tamper;

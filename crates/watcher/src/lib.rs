@@ -6,5 +6,16 @@
 //! keep something that only it remembers outside its journal.
 #![forbid(unsafe_code)]
 
+mod error;
+mod event;
+mod executor;
 pub mod game;
+mod job;
+mod served;
 pub mod solver;
+mod watch;
+
+pub use error::{Result, WatchError};
+pub use event::{Tx, WatcherEvent};
+pub use executor::Executor;
+pub use watch::{Config, watch};

@@ -1,0 +1,283 @@
+//! One dishonest node against one watcher on a chain of their own, from the question to the last withdrawal.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use alloy::primitives::{Address, U256};
+use serde_json::Value;
+use sworn_bindings::{IMarket, JobState};
+use sworn_model::{Model, SyntheticSpec, synthetic};
+
+use crate::devnet::{Actor, BURN, Devnet, DevnetError, Guard, PURSE, Terms, free_port};
+
+/// Stake of a node.
+pub const STAKE: u128 = 100_000_000_000_000_000_000;
+/// Price of a prompt token.
+pub const INPUT_PRICE: u128 = 1_000_000_000_000_000;
+/// Price of an output token.
+pub const OUTPUT_PRICE: u128 = 5_000_000_000_000_000;
+
+type Result<T, E = DevnetError> = std::result::Result<T, E>;
+
+/// A program that tells its events as JSON lines.
+pub struct Process {
+    /// What it is, for messages.
+    pub name: String,
+    lines: Arc<Mutex<Vec<Value>>>,
+    read: usize,
+    _child: Guard,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts a program; its stderr goes to a file in `dir`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn start(name: &str, dir: &Path, command: &mut Command) -> Result<Self> {
+        let log = dir.join(format!("{name}.log"));
+        let stderr = std::fs::File::create(&log).map_err(DevnetError::other)?;
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn();
+        let mut child = spawned.map_err(|e| DevnetError::Other(format!("{name}: {e}")))?;
+        let stdout = child.stdout.take().ok_or_else(|| DevnetError::other("no stdout"))?;
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let sink = lines.clone();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
+                if let Ok(value) = serde_json::from_str(&line) {
+                    sink.lock().unwrap_or_else(PoisonError::into_inner).push(value);
+                }
+            }
+        });
+        Ok(Process { name: name.to_owned(), lines, read: 0, _child: Guard(child), log })
+    }
+
+    /// Everything it told.
+    pub fn events(&self) -> Vec<Value> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What it told since the last call.
+    pub fn news(&mut self) -> Vec<Value> {
+        let all = self.events();
+        let news = all[self.read..].to_vec();
+        self.read = all.len();
+        news
+    }
+
+    /// Waits for an event of this name.
+    ///
+    /// # Errors
+    /// It does not come in time; the message has the program's log.
+    pub async fn wait(&self, event: &str, patience: Duration) -> Result<Value> {
+        let start = Instant::now();
+        loop {
+            if let Some(found) = self.events().into_iter().find(|e| e["event"] == event) {
+                return Ok(found);
+            }
+            if start.elapsed() > patience {
+                return Err(self.complaint(&format!("no {event:?} event in {patience:?}")));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// An error with what the program told and logged.
+    pub fn complaint(&self, what: &str) -> DevnetError {
+        let told: Vec<_> = self.events().iter().map(Value::to_string).collect();
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        DevnetError::Other(format!("{}: {what}\n{}\n{log}", self.name, told.join("\n")))
+    }
+}
+
+/// A chain, a model, and three parties.
+pub struct Stage {
+    /// The chain.
+    pub net: Devnet,
+    /// The model.
+    pub model: Arc<Model>,
+    /// The operator of the node.
+    pub operator: Actor,
+    /// Who asks.
+    pub user: Actor,
+    /// Who watches.
+    pub watcher: Actor,
+    terms: Terms,
+}
+
+impl Stage {
+    /// With a synthetic model.
+    ///
+    /// # Errors
+    /// Something is missing.
+    pub async fn synthetic(seed: u64) -> Result<Self> {
+        let terms = Terms::default();
+        let net = Devnet::start(&terms).await?;
+        let spec = SyntheticSpec { seed, ..SyntheticSpec::default() };
+        let model = synthetic(&spec, net.dir.path().join("model")).map_err(DevnetError::other)?;
+        Self::with(net, terms, model).await
+    }
+
+    /// With a model of the store.
+    ///
+    /// # Errors
+    /// Something is missing.
+    pub async fn stored(model: Model) -> Result<Self> {
+        let terms = Terms::default();
+        let net = Devnet::start(&terms).await?;
+        Self::with(net, terms, model).await
+    }
+
+    async fn with(mut net: Devnet, terms: Terms, model: Model) -> Result<Self> {
+        let (operator, user, watcher) =
+            (net.actor("operator").await?, net.actor("user").await?, net.actor("watcher").await?);
+        net.register(&model, &user).await?;
+        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms })
+    }
+
+    /// Starts the node that lies.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn liar(&self, program: &Path, arguments: &[&str]) -> Result<Process> {
+        let (key, password) = self.operator.keystore()?;
+        let port = free_port()?;
+        let mut command = Command::new(program);
+        command
+            .args(["--json", "--rpc", &self.net.rpc, "--backend", "cpu", "--log", "info"])
+            .arg("--deployment")
+            .arg(self.net.deployment_file())
+            .arg("--key")
+            .arg(key)
+            .arg("--password-file")
+            .arg(password)
+            .arg("--model")
+            .arg(self.model.path())
+            .arg("--state")
+            .arg(self.operator.dir.join("state"))
+            .args(["--listen", &format!("127.0.0.1:{port}"), "--endpoint", &format!("http://127.0.0.1:{port}")])
+            .args(["--capacity", "4", "--stake", &STAKE.to_string()])
+            .args(["--input-price", &INPUT_PRICE.to_string(), "--output-price", &OUTPUT_PRICE.to_string()])
+            .args(["--longest", "512"])
+            .args(arguments);
+        let process = Process::start("liar", self.net.dir.path(), &mut command)?;
+        process.wait("started", Duration::from_secs(60)).await?;
+        Ok(process)
+    }
+
+    /// Buys an answer.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub async fn ask(&self, prompt: &[u32], max_new: u32) -> Result<u64> {
+        self.user.ask(&self.model, self.operator.address(), prompt, max_new, PURSE / 10).await
+    }
+
+    /// The job as the market has it.
+    ///
+    /// # Errors
+    /// The chain does not answer.
+    pub async fn job(&self, id: u64) -> Result<IMarket::Job> {
+        self.net.chain.market().job(U256::from(id)).call().await.map_err(DevnetError::other)
+    }
+
+    /// Waits until a job is in this state.
+    ///
+    /// # Errors
+    /// It does not happen in time.
+    pub async fn until(&self, id: u64, state: JobState, patience: Duration) -> Result<IMarket::Job> {
+        let start = Instant::now();
+        loop {
+            let job = self.job(id).await?;
+            if job.state == state {
+                return Ok(job);
+            }
+            if start.elapsed() > patience {
+                return Err(DevnetError::Other(format!("job {id} is {}, not {}, after {patience:?}", job.state.name(), state.name())));
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Lets the node's turn pass.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn skip_node_turn(&self) -> Result<()> {
+        self.net.skip(self.terms.challenges.nodeTurn.to::<u64>() + 1).await
+    }
+
+    /// Lets the challenger's turn pass, and so the contest for a reward.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn skip_challenger_turn(&self) -> Result<()> {
+        self.net.skip(self.terms.challenges.challengerTurn.to::<u64>() + 1).await
+    }
+
+    /// Lets the challenge window pass.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn skip_window(&self) -> Result<()> {
+        self.net.skip(self.terms.market.challengeWindow.to::<u64>() + 1).await
+    }
+
+    /// Checks where every token is after a slash that the watcher brought about, once all have withdrawn.
+    ///
+    /// # Errors
+    /// Names the amount that is not what it must be.
+    pub async fn settle_slash(&self, job: &IMarket::Job) -> Result<()> {
+        let market = self.net.deployment.market;
+        self.user.send("withdraw", market, &IMarket::withdrawCall {}).await?;
+        let p = &self.terms.market;
+        let share = |bps: u16| job.bond * u128::from(bps) / 10_000;
+        let (compensation, reward) = (share(p.userShareBps), share(p.challengerShareBps));
+        let burned = job.bond - compensation - reward;
+        self.holds("user", self.user.address(), PURSE + compensation).await?;
+        self.holds("watcher", self.watcher.address(), PURSE + reward).await?;
+        self.holds("operator", self.operator.address(), PURSE - STAKE).await?;
+        self.holds("nodes", self.net.deployment.nodes, STAKE - job.bond).await?;
+        self.holds("burned", BURN, burned).await?;
+        self.holds("market", market, 0).await?;
+        self.conserved().await
+    }
+
+    /// Checks where every token is after a job that was paid, once all have withdrawn.
+    ///
+    /// # Errors
+    /// Names the amount that is not what it must be.
+    pub async fn settle_final(&self, job: &IMarket::Job) -> Result<()> {
+        let market = self.net.deployment.market;
+        let due = self.net.chain.market().withdrawable(self.user.address()).call().await.map_err(DevnetError::other)?;
+        if !due.is_zero() {
+            self.user.send("withdraw", market, &IMarket::withdrawCall {}).await?;
+        }
+        let price = u128::from(job.nIn) * INPUT_PRICE + u128::from(job.nOut) * OUTPUT_PRICE;
+        self.holds("user", self.user.address(), PURSE - price).await?;
+        self.holds("operator", self.operator.address(), PURSE - STAKE + price).await?;
+        self.holds("watcher", self.watcher.address(), PURSE).await?;
+        self.holds("nodes", self.net.deployment.nodes, STAKE).await?;
+        self.holds("market", market, 0).await?;
+        self.conserved().await
+    }
+
+    async fn holds(&self, name: &str, who: Address, expected: u128) -> Result<()> {
+        let actual = self.net.tokens_of(who).await?;
+        if actual == U256::from(expected) {
+            return Ok(());
+        }
+        Err(DevnetError::Other(format!("{name} holds {actual}, not {expected}")))
+    }
+
+    async fn conserved(&self) -> Result<()> {
+        let all = self.net.all_tokens(&[&self.operator, &self.user, &self.watcher]).await?;
+        if all == self.net.minted {
+            return Ok(());
+        }
+        Err(DevnetError::Other(format!("there are {all} tokens, {} were minted", self.net.minted)))
+    }
+}

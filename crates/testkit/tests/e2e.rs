@@ -1,0 +1,185 @@
+//! Every lie, told by a process of its own on a chain of its own, ends in a slash; honest nodes are left alone.
+//!
+//! Turns are long, so that a busy machine does not decide an outcome; where a turn must pass, the chain's clock jumps.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sworn_bindings::JobState;
+use sworn_engine::{Backend, Cpu};
+use sworn_model::Model;
+use sworn_testkit::scenario::{Process, Stage};
+use sworn_watcher::{Config, watch};
+use tokio::task::JoinHandle;
+
+const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
+/// For a whole challenge on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(100);
+/// A node that wants to answer does so sooner.
+const SILENCE: Duration = Duration::from_secs(6);
+
+/// A watcher in this process.
+struct Watcher {
+    events: Arc<Mutex<Vec<Value>>>,
+    read: usize,
+    task: JoinHandle<()>,
+}
+
+impl Watcher {
+    fn start(stage: &Stage, model: Arc<Model>) -> Self {
+        let mut config = Config::new(&stage.net.rpc, stage.net.deployment.clone(), stage.watcher.dir.join("state"));
+        config.backends.push(Arc::new(Cpu::with_threads(model, 1).unwrap()) as Arc<dyn Backend>);
+        let events = Arc::new(Mutex::new(Vec::new()));
+        let (sink, key) = (events.clone(), stage.watcher.signer.clone());
+        let task = tokio::spawn(async move {
+            let tell = move |e: &sworn_watcher::WatcherEvent| sink.lock().unwrap().push(serde_json::to_value(e).unwrap());
+            if let Err(e) = watch(config, Some(key), tell, std::future::pending()).await {
+                panic!("watcher: {e}");
+            }
+        });
+        Watcher { events, read: 0, task }
+    }
+
+    fn all(&self) -> Vec<Value> {
+        self.events.lock().unwrap().clone()
+    }
+
+    fn named(&self, event: &str) -> Vec<Value> {
+        self.all().into_iter().filter(|e| e["event"] == event).collect()
+    }
+
+    fn news(&mut self) -> Vec<Value> {
+        let all = self.all();
+        let news = all[self.read..].to_vec();
+        self.read = all.len();
+        news
+    }
+
+    fn story(&self) -> String {
+        self.all().iter().map(|e| format!("{e}\n")).collect()
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn prompt() -> Vec<u32> {
+    (0..21).map(|i| 3 + (i * 29 + 5) % 300).collect()
+}
+
+struct Played {
+    lied: Value,
+    watcher: Watcher,
+}
+
+impl Played {
+    fn proven(&self) -> Value {
+        self.watcher.named("proven").into_iter().next().unwrap_or_else(|| panic!("nothing proven:\n{}", self.watcher.story()))
+    }
+
+    fn count(&self, event: &str) -> usize {
+        self.watcher.named(event).len()
+    }
+
+    fn gas(&self) -> u64 {
+        self.watcher.all().iter().filter_map(|e| e["gas"].as_u64()).sum()
+    }
+}
+
+/// Lies, watches, and returns when the job is slashed, everything is withdrawn and every token accounted for.
+async fn play(lie: &str, seed: u64) -> Played {
+    play_on(Stage::synthetic(1).await.unwrap(), lie, seed, &prompt(), 8, &[]).await
+}
+
+async fn play_on(stage: Stage, lie: &str, seed: u64, prompt: &[u32], max_new: u32, more: &[&str]) -> Played {
+    let seed = seed.to_string();
+    let arguments = [&["--lie", lie, "--seed", &seed], more].concat();
+    let liar = stage.liar(Path::new(LIAR), &arguments).await.unwrap();
+    let mut watcher = Watcher::start(&stage, stage.model.clone());
+    let job = stage.ask(prompt, max_new).await.unwrap();
+    if let Err(e) = follow(&stage, &liar, &mut watcher, job).await {
+        panic!("{lie}: {e}\nwatcher:\n{}\n{}", watcher.story(), liar.complaint(""));
+    }
+    let lied = liar.wait("lied", Duration::ZERO).await.unwrap();
+    Played { lied, watcher }
+}
+
+async fn follow(stage: &Stage, liar: &Process, watcher: &mut Watcher, job: u64) -> Result<(), String> {
+    let start = Instant::now();
+    let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.map_err(|e| liar.complaint(&e.to_string()).to_string())?;
+    let mut demanded: Option<Instant> = None;
+    loop {
+        for event in watcher.news() {
+            match event["event"].as_str().unwrap_or_default() {
+                "demanded" => demanded = Some(Instant::now()),
+                "answered" => demanded = None,
+                "proven" => stage.skip_challenger_turn().await.map_err(|e| e.to_string())?,
+                "self_check_failed" => return Err(event.to_string()),
+                _ => {}
+            }
+        }
+        if demanded.is_some_and(|d| d.elapsed() > SILENCE) {
+            demanded = None;
+            stage.skip_node_turn().await.map_err(|e| e.to_string())?;
+        }
+        if !watcher.named("withdrawn").is_empty() {
+            break;
+        }
+        if start.elapsed() > PATIENCE {
+            return Err("the challenge does not end".into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    stage.until(job, JobState::Slashed, Duration::ZERO).await.map_err(|e| e.to_string())?;
+    stage.settle_slash(&submitted).await.map_err(|e| e.to_string())
+}
+
+/// The watcher has proven exactly the first wrong element of what was committed to.
+fn assert_exact(played: &Played) {
+    let (lied, proven) = (&played.lied, played.proven());
+    for (a, b) in [("layer", "layer"), ("row", "row"), ("op", "op"), ("element", "element"), ("opcode", "opcode"), ("claimed", "claimed")] {
+        assert_eq!(lied[a], proven[b], "{a}: {lied} {proven}");
+    }
+    // For a selection either of two values can be held against the claim.
+    if proven["opcode"] != "SELECT" {
+        assert_eq!(lied["honest"], proven["computed"], "{lied} {proven}");
+    }
+    assert_ne!(proven["claimed"], proven["computed"]);
+    eprintln!(
+        "{}: layer {} row {} element {}: {} is {}; {} demands, {} gas",
+        proven["opcode"], proven["layer"], proven["row"], proven["element"], proven["claimed"], proven["computed"],
+        played.count("demanded"), played.gas()
+    );
+}
+
+macro_rules! wrong_element {
+    ($($test:ident $opcode:literal,)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $test() {
+                let played = play($opcode, 7).await;
+                assert_eq!(played.proven()["opcode"], $opcode);
+                assert_eq!(played.count("demanded"), 1, "{}", played.watcher.story());
+                assert_exact(&played);
+            }
+        )*
+
+        #[test]
+        fn every_opcode_is_lied_about() {
+            let tested = [$($opcode),*];
+            assert!(sworn_isa::Opcode::ALL.iter().all(|o| tested.contains(&o.name())));
+        }
+    };
+}
+
+wrong_element! {
+    lie_embed "EMBED", lie_max_abs "MAX_ABS", lie_sum_sq "SUM_SQ", lie_rms "RMS", lie_gain "GAIN", lie_quant "QUANT",
+    lie_quant_scale "QUANT_SCALE", lie_norm_scale "NORM_SCALE", lie_linear "LINEAR", lie_rope "ROPE", lie_scale_q "SCALE_Q",
+    lie_to_fixed "TO_FIXED", lie_scores "SCORES", lie_row_max "ROW_MAX", lie_exp "EXP", lie_row_sum "ROW_SUM", lie_prob "PROB",
+    lie_mix "MIX", lie_silu_mul "SILU_MUL", lie_add "ADD", lie_select "SELECT",
+}

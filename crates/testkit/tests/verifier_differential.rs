@@ -1,0 +1,183 @@
+//! Differential test (a): the scalar reference against the compiled `StepVerifier`, run in revm, every opcode. Each case is a
+//! whole proof: descriptor, pages, weight rows, tables, tokens and cached positions with their Merkle paths.
+#![allow(clippy::print_stdout, reason = "the counts are the report")]
+
+use std::path::Path;
+
+use alloy::primitives::{Address, B256, Bytes, I256, TxKind};
+use alloy::sol_types::SolCall;
+use revm::context::TxEnv;
+use revm::context::result::ExecutionResult;
+use revm::database::{CacheDB, EmptyDB};
+use revm::primitives::hardfork::SpecId;
+use revm::state::{AccountInfo, Bytecode};
+use revm::{Context, ExecuteEvm, MainBuilder, MainContext};
+use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
+use sworn_isa::Opcode;
+use sworn_testkit::cases::{Case, cases};
+use sworn_testkit::fixture::Fixture;
+
+const CASES: usize = 10_000;
+const VERIFIER: Address = Address::repeat_byte(0x11);
+
+/// The deployed code of StepVerifier, as forge built it.
+fn code() -> Bytes {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../out/StepVerifier.sol/StepVerifier.json");
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}: build the contracts first with `make build`", path.display()));
+    let artifact: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let hex = artifact["deployedBytecode"]["object"].as_str().unwrap();
+    Bytes::from(hex::decode(hex.trim_start_matches("0x")).unwrap())
+}
+
+/// Calls `judge`; `None` if it reverts.
+fn judge(code: &Bytes, calls: &[IStepVerifier::judgeCall]) -> Vec<Option<(I256, I256)>> {
+    let mut db = CacheDB::new(EmptyDB::new());
+    let bytecode = Bytecode::new_raw(code.clone());
+    db.insert_account_info(VERIFIER, AccountInfo::default().with_code(bytecode));
+    let mut context = Context::mainnet().with_db(db);
+    context.cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
+    context.cfg.disable_nonce_check = true;
+    // A judge's gas is measured elsewhere; here a whole tensor may be opened at once.
+    context.block.gas_limit = u64::MAX;
+    let mut evm = context.build_mainnet();
+    let run = |call: &IStepVerifier::judgeCall| {
+        let data = call.abi_encode();
+        let tx = TxEnv::builder().kind(TxKind::Call(VERIFIER)).data(data.into()).gas_limit(1 << 28).gas_price(0);
+        match evm.transact_one(tx.build().unwrap()).unwrap() {
+            ExecutionResult::Success { output, .. } => {
+                let r = IStepVerifier::judgeCall::abi_decode_returns(output.data()).unwrap();
+                Some((r.claimed, r.computed))
+            }
+            _ => None,
+        }
+    };
+    calls.iter().map(run).collect()
+}
+
+fn call(fixture: &Fixture, element: u32) -> (IStepVerifier::judgeCall, i64, i64) {
+    let (claim, proof) = fixture.prove(element).unwrap();
+    let [input, output] = fixture.sequences();
+    let call = IStepVerifier::judgeCall {
+        trace: TraceContext::new(&fixture.dims, fixture.layers_root, input, output),
+        model: ModelShape::of(&fixture.manifest, &fixture.program),
+        claim: Claim::from(&claim),
+        witness: Witness::from(&proof.witness),
+    };
+    (call, proof.claimed, proof.computed)
+}
+
+/// One element of a case: as it should be, or the one value of it changed.
+fn judged(case: &Case, at: usize, lie: bool) -> (IStepVerifier::judgeCall, i64, i64) {
+    let mut claimed = if case.descriptor.opcode == Opcode::Select { vec![case.claimed] } else { case.expected.clone() };
+    if lie {
+        claimed[at] ^= 1;
+    }
+    call(&Fixture::new(case, &claimed), at as u32)
+}
+
+fn run_opcode(opcode: Opcode) {
+    let code = code();
+    let mut lies = 0;
+    for (n, chunk) in cases(opcode, 0xa0).take(CASES).collect::<Vec<_>>().chunks(500).enumerate() {
+        let mut expected = Vec::new();
+        let calls = chunk.iter().enumerate().map(|(i, case)| {
+            // First, last, and everything between in turn.
+            let at = match i % 3 {
+                0 => 0,
+                1 => case.expected.len() - 1,
+                _ => (n * 7919 + i * 104_729) % case.expected.len(),
+            };
+            let lie = i % 5 == 0 && opcode != Opcode::Select;
+            lies += usize::from(lie);
+            let (call, claimed, computed) = judged(case, at, lie);
+            assert_eq!(computed, case.expected[at], "{opcode}: the witness does not compute what the reference does");
+            expected.push((claimed, computed));
+            call
+        });
+        let calls: Vec<_> = calls.collect();
+        for ((case, want), got) in chunk.iter().zip(expected).zip(judge(&code, &calls)) {
+            let want = (I256::try_from(want.0).unwrap(), I256::try_from(want.1).unwrap());
+            assert_eq!(got, Some(want), "{opcode}: {case:?}");
+        }
+    }
+    println!("{:12} {CASES} cases, {lies} of them lies", opcode.name());
+}
+
+macro_rules! opcodes {
+    ($($test:ident: $opcode:ident;)*) => {
+        $(#[test] fn $test() { run_opcode(Opcode::$opcode); })*
+
+        #[test]
+        fn every_opcode_has_its_test() {
+            assert_eq!([$(Opcode::$opcode),*], Opcode::ALL);
+        }
+    };
+}
+
+opcodes! {
+    embed: Embed; max_abs: MaxAbs; sum_sq: SumSq; rms: Rms; gain: Gain; quant: Quant; quant_scale: QuantScale;
+    norm_scale: NormScale; linear: Linear; rope: Rope; scale_q: ScaleQ; to_fixed: ToFixed; scores: Scores; row_max: RowMax;
+    exp: Exp; row_sum: RowSum; prob: Prob; mix: Mix; silu_mul: SiluMul; add: Add; select: Select;
+}
+
+/// I7: a proof with any byte changed is rejected or leaves the verdict as it is (a hint that names another index may).
+#[test]
+fn any_changed_byte_of_a_proof_is_rejected() {
+    let code = code();
+    let mut flips = 0;
+    for opcode in Opcode::ALL {
+        // A case with proofs of some depth, so that there is something to flip.
+        let case = cases(*opcode, 0xf1).take(400).max_by_key(|c| {
+            let bytes: usize = (0..4).map(|k| c.bytes(k).len()).sum();
+            (bytes < 6000, bytes.min(3000), c.t)
+        });
+        let case = case.unwrap();
+        let (honest, claimed, computed) = judged(&case, case.expected.len() - 1, false);
+        let verdict = judge(&code, std::slice::from_ref(&honest))[0];
+        assert_eq!(verdict, Some((I256::try_from(claimed).unwrap(), I256::try_from(computed).unwrap())), "{opcode}");
+        let mut calls = Vec::new();
+        let flip = |b: &mut [u8], i: usize| b[i] ^= 1 << (i % 8);
+        let hashes = |h: &[B256], put: &mut dyn FnMut(Vec<B256>)| {
+            for k in 0..h.len() {
+                for i in 0..32 {
+                    let mut h = h.to_vec();
+                    flip(&mut h[k].0, i);
+                    put(h);
+                }
+            }
+        };
+        let bytes = |b: &Bytes, put: &mut dyn FnMut(Bytes)| {
+            for i in 0..b.len() {
+                let mut b = b.to_vec();
+                flip(&mut b, i);
+                put(b.into());
+            }
+        };
+        let w = &honest.witness;
+        let mut with = |change: &dyn Fn(&mut Witness)| {
+            let mut call = honest.clone();
+            change(&mut call.witness);
+            calls.push(call);
+        };
+        bytes(&w.descriptor, &mut |v| with(&|w| w.descriptor = v.clone()));
+        bytes(&w.page, &mut |v| with(&|w| w.page = v.clone()));
+        hashes(&w.descriptorProof, &mut |v| with(&|w| w.descriptorProof = v.clone()));
+        hashes(&w.pageProof, &mut |v| with(&|w| w.pageProof = v.clone()));
+        // The root of the operator itself; the others are bound by the list's hash, which the caller checks.
+        hashes(&w.opRoots[sworn_testkit::fixture::OP as usize..], &mut |v| {
+            with(&|w| w.opRoots[sworn_testkit::fixture::OP as usize] = v[0])
+        });
+        for (k, r) in w.reads.iter().enumerate() {
+            bytes(&r.data, &mut |v| with(&|w| w.reads[k].data = v.clone()));
+            hashes(&r.proof, &mut |v| with(&|w| w.reads[k].proof = v.clone()));
+            hashes(&r.leaves, &mut |v| with(&|w| w.reads[k].leaves = v.clone()));
+            hashes(&r.leafProof, &mut |v| with(&|w| w.reads[k].leafProof = v.clone()));
+        }
+        flips += calls.len();
+        for (call, got) in calls.iter().zip(judge(&code, &calls)) {
+            assert_eq!(got, None, "{opcode}: a changed proof was accepted: {:?}", call.witness);
+        }
+    }
+    println!("{flips} changed proofs rejected");
+}

@@ -1,0 +1,82 @@
+//! The node's HTTP side, believed only as far as it hashes to what is on chain.
+
+use std::time::Duration;
+
+use sworn_commit::{Hash, TraceDims, TraceTree, tensor};
+
+/// Longest wait for an answer: a node recomputes a layer before it serves its operators.
+const TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Asks nodes for what they committed to.
+#[derive(Clone, Debug)]
+pub(crate) struct Served {
+    client: reqwest::Client,
+}
+
+impl Default for Served {
+    fn default() -> Self {
+        let builder = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none());
+        Served { client: builder.build().unwrap_or_default() }
+    }
+}
+
+impl Served {
+    /// The claimed trace of a job.
+    ///
+    /// # Errors
+    /// Why it is not to be had, or not the committed one.
+    pub(crate) async fn trace(&self, endpoint: &str, job: u64, dims: &TraceDims, layers_root: &Hash) -> Result<TraceTree, String> {
+        let leaves: u64 = (0..dims.layer_count()).map(|l| u64::from(dims.rows(l))).sum();
+        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/trace"), leaves * 32).await?;
+        let tree = TraceTree::decode(&bytes, dims).ok_or("the served trace has another shape")?;
+        if tree.layers_root() != *layers_root {
+            return Err("the served trace is not the committed one".into());
+        }
+        Ok(tree)
+    }
+
+    /// A claimed operator tensor. The node serves all tensors of the row one after another; `lens` are their lengths.
+    ///
+    /// # Errors
+    /// Why it is not to be had, or not the posted one.
+    pub(crate) async fn tensor(
+        &self,
+        endpoint: &str,
+        job: u64,
+        (layer, row, op): (u16, u32, u16),
+        lens: &[usize],
+        root: &Hash,
+    ) -> Result<Vec<u8>, String> {
+        let total: usize = lens.iter().sum();
+        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/ops/{layer}/{row}"), total as u64).await?;
+        let start: usize = lens.iter().take(op as usize).sum();
+        let len = lens.get(op as usize).copied().unwrap_or(0);
+        let tensor = bytes.get(start..start + len).filter(|_| bytes.len() == total);
+        let tensor = tensor.ok_or("the served tensors have other sizes")?;
+        if tensor::tensor_root(tensor) != *root {
+            return Err("the served tensor is not the posted one".into());
+        }
+        Ok(tensor.to_vec())
+    }
+
+    /// Exactly as many bytes as there must be: a hostile node cannot make the watcher hold more.
+    async fn get(&self, endpoint: &str, path: &str, len: u64) -> Result<Vec<u8>, String> {
+        let base = reqwest::Url::parse(endpoint).map_err(|e| format!("the node's endpoint {endpoint:?} is no URL: {e}"))?;
+        if !matches!(base.scheme(), "http" | "https") {
+            return Err(format!("the node's endpoint {endpoint:?} is not http"));
+        }
+        let url = format!("{}/{path}", endpoint.trim_end_matches('/'));
+        let mut response = self.client.get(url).send().await.map_err(|e| e.without_url().to_string())?;
+        if !response.status().is_success() {
+            return Err(format!("the node says {}", response.status()));
+        }
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|e| e.without_url().to_string())? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() as u64 > len {
+                return Err(format!("the node serves more than the {len} bytes that there are"));
+            }
+        }
+        if bytes.len() as u64 == len { Ok(bytes) } else { Err(format!("{} bytes instead of {len}", bytes.len())) }
+    }
+}
