@@ -95,7 +95,7 @@ impl OpHook for Watch {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_chunking_threads_instructions_and_hooks_give_the_same_bits(
