@@ -1,10 +1,10 @@
 //! Between the contracts' types and those of `commit`.
 
 use alloy::primitives::{B256, U256};
-use sworn_commit::{Manifest, TraceDims};
+use sworn_commit::{Hash, Manifest, TraceDims, witness};
 use sworn_isa::{Program, Section};
 
-use crate::{IMarket, JobState, ModelShape, Target, TargetKind, TraceContext};
+use crate::{Claim, IMarket, JobState, ModelShape, Read, Target, TargetKind, TraceContext, Witness};
 
 /// The protocol's name of an opening, as `IChallenges.openingId` computes it: jobId u128, rank u16, layer u16, row u32, op u16,
 /// index u32, zero u16.
@@ -117,6 +117,36 @@ impl ModelShape {
             weightsRoot: manifest.weights_root.into(),
             tables: manifest.tables,
             tablesRoot: manifest.tables_root.into(),
+        }
+    }
+}
+
+fn words(hashes: &[Hash]) -> Vec<B256> {
+    hashes.iter().map(B256::from).collect()
+}
+
+impl From<&witness::Claim> for Claim {
+    fn from(c: &witness::Claim) -> Self {
+        Claim { layer: c.layer, row: c.row, op: c.op, element: c.element }
+    }
+}
+
+impl From<&witness::Witness> for Witness {
+    fn from(w: &witness::Witness) -> Self {
+        let read = |r: &witness::Read| Read {
+            data: r.data.clone().into(),
+            proof: words(&r.proof),
+            leaves: words(&r.leaves),
+            leafProof: words(&r.leaf_proof),
+        };
+        Witness {
+            opRoots: words(&w.op_roots),
+            descriptor: w.descriptor.clone().into(),
+            descriptorProof: words(&w.descriptor_proof),
+            page: w.page.clone().into(),
+            pageProof: words(&w.page_proof),
+            hint: w.hint,
+            reads: w.reads.iter().map(read).collect(),
         }
     }
 }
