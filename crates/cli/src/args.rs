@@ -141,7 +141,7 @@ pub(crate) struct Devnet {
 ///
 /// Starts anvil, an honest node, a dishonest node and a watcher as processes of their own, has a user ask both nodes, and shows
 /// what happens as a timeline. With --json prints one object instead: honest {job, status, paid, answer}, fraud {job, status, lie
-/// {layer, position, op, element, claimed, computed}, answers, transactions, gas {calls, total}, reward, refund}, conserved.
+/// {layer, position, op, element, claimed, computed}, answers, transactions, gas {by_call, total}, reward, refund}, conserved.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Demo {
     /// What the dishonest node does: an opcode's name (MIX, LINEAR, …) for a wrong element of that operator, or token (another

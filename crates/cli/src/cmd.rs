@@ -2,6 +2,8 @@
 
 mod ask;
 mod audit;
+mod demo;
+mod devnet;
 mod dispute;
 mod doctor;
 mod eval;
@@ -16,7 +18,7 @@ mod watch;
 use std::process::ExitCode;
 
 use crate::args::Noun;
-use crate::fault::{Fault, Result};
+use crate::fault::Result;
 use crate::settings::Settings;
 
 pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
@@ -33,6 +35,7 @@ pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
         Noun::Audit(command) => audit::run(&settings, command).await,
         Noun::Eval(command) => eval::run(&settings, command).await,
         Noun::Key(verb) => key::run(&settings, verb),
-        Noun::Devnet(_) | Noun::Demo(_) => Err(Fault::failed("later")),
+        Noun::Devnet(command) => devnet::run(&settings, command).await,
+        Noun::Demo(command) => demo::run(&settings, command).await,
     }
 }

@@ -45,6 +45,7 @@ pub(crate) struct Account {
     /// The deployment.
     pub(crate) link: Link,
     sender: Sender,
+    quiet: bool,
 }
 
 impl Account {
@@ -77,11 +78,18 @@ impl Account {
         for finished in sender.resume().await? {
             note(format!("finished what an interrupted command had begun: {finished}"));
         }
-        Ok(Self { link, sender })
+        Ok(Self { link, sender, quiet: false })
     }
 
     pub(crate) fn address(&self) -> Address {
         self.sender.account()
+    }
+
+    /// The same account without words on stderr.
+    #[must_use]
+    pub(crate) fn quiet(mut self) -> Self {
+        self.quiet = true;
+        self
     }
 
     /// Sends one call and says what it cost.
@@ -89,7 +97,9 @@ impl Account {
         // A command is an intention of its own, even if the same was typed before.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let receipt = self.sender.send(&Intent::call(format!("cli/{now}"), to, call)).await?;
-        note(format!("{} in block {}: {} gas  {}", receipt.label, receipt.block, receipt.gas_used, receipt.hash));
+        if !self.quiet {
+            note(format!("{} in block {}: {} gas  {}", receipt.label, receipt.block, receipt.gas_used, receipt.hash));
+        }
         Ok(receipt)
     }
 

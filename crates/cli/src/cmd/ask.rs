@@ -112,6 +112,12 @@ async fn order(link: &Link, model: &Model, prompt: Vec<u32>, command: &Ask, ceil
     Ok(Order { model: id, node, prompt, max_new, max_price: ceiling.unwrap_or(quote) })
 }
 
+/// An order from a node at its own price.
+pub(crate) async fn order_from(link: &Link, model: B256, node: Address, prompt: Vec<u32>, max_new: u32) -> Result<Order> {
+    let max_price = quote(link, model, node, prompt.len() as u32, max_new).await?;
+    Ok(Order { model, node, prompt, max_new, max_price })
+}
+
 async fn quote(link: &Link, model: B256, node: Address, n_in: u32, max_new: u32) -> Result<u128> {
     let ask = link.chain.nodes().ask(node, model).call().await.viewed()?;
     if ask.maxTokens == 0 {
