@@ -62,7 +62,14 @@ async fn the_same_key_sends_once() {
 
     // Many keys at once: every nonce once.
     let intents: Vec<_> = (0..8).map(|i| transfer(&net.deployment, &format!("many/{i}"), NOWHERE, 1)).collect();
-    let sent: Vec<_> = intents.iter().map(|i| { let s = sender.clone(); let i = i.clone(); tokio::spawn(async move { s.send(&i).await }) }).collect();
+    let sent: Vec<_> = intents
+        .iter()
+        .map(|i| {
+            let s = sender.clone();
+            let i = i.clone();
+            tokio::spawn(async move { s.send(&i).await })
+        })
+        .collect();
     for s in sent {
         s.await.unwrap().unwrap();
     }
@@ -85,7 +92,8 @@ async fn doomed_calls_are_explained_and_cost_nothing() {
     assert!(revert.is("WrongState") && revert.arg("jobId") == Some("7"), "{e}");
     let e = sender.send(&transfer(&net.deployment, "too much", NOWHERE, 2 * UNIT)).await.unwrap_err();
     assert!(e.revert().unwrap().is("ERC20InsufficientBalance"), "{e}");
-    let e = sender.send(&Intent::call("d", net.deployment.nodes, &INodes::depositCall { amount: 5 })).await.unwrap_err();
+    let e =
+        sender.send(&Intent::call("d", net.deployment.nodes, &INodes::depositCall { amount: 5 })).await.unwrap_err();
     assert!(e.revert().unwrap().is("ERC20InsufficientAllowance"), "{e}");
     assert_eq!(sender.chain().balances(key.address()).await.unwrap(), before);
     // What failed is not remembered: the same key works once the cause is gone.
@@ -94,7 +102,10 @@ async fn doomed_calls_are_explained_and_cost_nothing() {
     assert_eq!(sender.chain().balances(key.address()).await.unwrap().stake, 5);
 
     let poor = sender_without_gas(&net, dir.path()).await;
-    let e = poor.send(&Intent::call("p", net.deployment.nodes, &INodes::configureCall { endpoint: "x".into(), capacity: 1 })).await.unwrap_err();
+    let e = poor
+        .send(&Intent::call("p", net.deployment.nodes, &INodes::configureCall { endpoint: "x".into(), capacity: 1 }))
+        .await
+        .unwrap_err();
     assert!(matches!(e, Error::Funds { .. }), "{e}");
 }
 
@@ -127,7 +138,10 @@ async fn stuck_transactions_are_replaced_and_survive_a_crash() {
     // The RPC forgets its queue; the next process finds both in its journal and raises their fees.
     net.rpc("anvil_dropAllTransactions", json!([])).await;
     let sender = open();
-    let resume = tokio::spawn({ let s = sender.clone(); async move { s.resume().await } });
+    let resume = tokio::spawn({
+        let s = sender.clone();
+        async move { s.resume().await }
+    });
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert!(!resume.is_finished());
     net.rpc("evm_mine", json!([])).await;
@@ -152,7 +166,10 @@ async fn two_agents_on_one_key_do_not_lose_transactions() {
     };
     let (a, b) = (agent("a"), agent("b"));
     for round in 0..4u128 {
-        let (x, y) = (transfer(&net.deployment, &format!("a{round}"), NOWHERE, 1), transfer(&net.deployment, &format!("b{round}"), NOWHERE, 100));
+        let (x, y) = (
+            transfer(&net.deployment, &format!("a{round}"), NOWHERE, 1),
+            transfer(&net.deployment, &format!("b{round}"), NOWHERE, 100),
+        );
         let (x, y) = tokio::join!(a.send(&x), b.send(&y));
         x.unwrap();
         y.unwrap();
@@ -196,7 +213,8 @@ async fn events_come_in_order_at_least_once_and_follow_reorganisations() {
         sender.send(&Intent::call(format!("c{capacity}"), net.deployment.nodes, &call)).await.unwrap();
     };
     let store = Store::open(dir.path().join("cursor.redb"), &chain).unwrap();
-    let open = |chunk| Cursor::open(chain.clone(), store.clone(), "test", CursorOptions { chunk, remembered: 64 }).unwrap();
+    let open =
+        |chunk| Cursor::open(chain.clone(), store.clone(), "test", CursorOptions { chunk, remembered: 64 }).unwrap();
 
     for capacity in 1..=5 {
         configure(capacity).await;

@@ -217,7 +217,12 @@ impl Node {
                     let Job { id: job, max_new, .. } = record.job;
                     let prompt_tokens = record.job.prompt.len();
                     if !record.mine {
-                        shared.sink.emit(NodeEvent::Assigned { job, prompt_tokens, max_new, deadline: e.deadline.to() });
+                        shared.sink.emit(NodeEvent::Assigned {
+                            job,
+                            prompt_tokens,
+                            max_new,
+                            deadline: e.deadline.to(),
+                        });
                     }
                     record.mine = true;
                     self.keep(record)?;
@@ -225,7 +230,9 @@ impl Node {
             }
             // The chain's word stands above the journal's: it may be another process of the same account that answered.
             IMarketEvents::ResultSubmitted(e) if e.node == me => {
-                if let (Some(mut record), Some(tokens)) = (self.jobs.get(&e.jobId).cloned(), sequence::decode(&e.outputTokens)) {
+                if let (Some(mut record), Some(tokens)) =
+                    (self.jobs.get(&e.jobId).cloned(), sequence::decode(&e.outputTokens))
+                {
                     record.answer = Some(AnswerRecord { tokens, layers_root: e.layersRoot });
                     self.keep(record)?;
                 }

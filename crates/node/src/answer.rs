@@ -45,7 +45,9 @@ pub(crate) fn from_ops(target: &Target, ops: &[Vec<u8>]) -> Option<Vec<u8>> {
             let inside = level >= 1 && level <= tree.depth() && u64::from(target.index) < 1 << (tree.depth() - level);
             inside.then(|| tree.descendants(level, target.index.into()).concat())
         }
-        TargetKind::Page => ops.get(target.op as usize)?.chunks(tensor::PAGE).nth(target.index as usize).map(<[u8]>::to_vec),
+        TargetKind::Page => {
+            ops.get(target.op as usize)?.chunks(tensor::PAGE).nth(target.index as usize).map(<[u8]>::to_vec)
+        }
         _ => None,
     }
 }
@@ -75,7 +77,14 @@ mod tests {
         let all = from_trace(&Target::positions(1, 7, 0), &trace).unwrap();
         assert_eq!(words(&all), trace.layer(1).descendants(7, 0));
         assert_eq!(words(&from_trace(&Target::positions(1, 1, 49), &trace).unwrap()), hashes(100)[98..]);
-        for bad in [Target::layers(0, 0), Target::layers(3, 0), Target::layers(2, 1), Target::positions(3, 1, 0), Target::positions(1, 1, 64), Target::op_list(0, 0)] {
+        for bad in [
+            Target::layers(0, 0),
+            Target::layers(3, 0),
+            Target::layers(2, 1),
+            Target::positions(3, 1, 0),
+            Target::positions(1, 1, 64),
+            Target::op_list(0, 0),
+        ] {
             assert_eq!(from_trace(&bad, &trace), None, "{bad}");
         }
     }
@@ -88,7 +97,13 @@ mod tests {
         assert_eq!(from_ops(&Target::page(1, 0, 0, 0), &ops).unwrap(), ops[0]);
         assert_eq!(from_ops(&Target::page(1, 0, 1, 2), &ops).unwrap().len(), 2_500 - 2_048);
         assert_eq!(from_ops(&Target::pages(1, 0, 1, 2, 0), &ops).unwrap().len(), 128);
-        for bad in [Target::page(1, 0, 1, 3), Target::page(1, 0, 2, 0), Target::pages(1, 0, 0, 1, 0), Target::pages(1, 0, 1, 2, 1), Target::layers(1, 0)] {
+        for bad in [
+            Target::page(1, 0, 1, 3),
+            Target::page(1, 0, 2, 0),
+            Target::pages(1, 0, 0, 1, 0),
+            Target::pages(1, 0, 1, 2, 1),
+            Target::layers(1, 0),
+        ] {
             assert_eq!(from_ops(&bad, &ops), None, "{bad}");
         }
     }

@@ -95,10 +95,15 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
     let id = request_id(&http, &request);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match http.requests.try_acquire() {
-        Err(_) => Fault(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again".into()).into_response(),
+        Err(_) => {
+            Fault(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again".into()).into_response()
+        }
         Ok(_permit) => match tokio::time::timeout(http.shared.config.http_timeout, next.run(request)).await {
             Ok(response) => response,
-            Err(_) => Fault(StatusCode::GATEWAY_TIMEOUT, "recomputing takes longer than this node waits; try again".into()).into_response(),
+            Err(_) => {
+                Fault(StatusCode::GATEWAY_TIMEOUT, "recomputing takes longer than this node waits; try again".into())
+                    .into_response()
+            }
         },
     };
     if !response.status().is_success() {
@@ -119,7 +124,9 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
 /// The caller's, if it is short and plain, so that logs can be joined; else a new one.
 fn request_id(http: &Http, request: &Request) -> String {
     let given = request.headers().get("x-request-id").and_then(|v| v.to_str().ok());
-    let plain = |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b));
+    let plain = |id: &&str| {
+        (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    };
     match given.filter(plain) {
         Some(id) => id.to_owned(),
         None => format!("{:08x}", http.served.fetch_add(1, Ordering::Relaxed)),

@@ -117,7 +117,16 @@ mod tests {
     const ID: U256 = U256::from_limbs([7, 0, 0, 0]);
 
     fn job(state: JobState) -> JobView {
-        JobView { id: ID, state, deadline: 100, mine: true, servable: true, executed: false, settled: false, demands: vec![] }
+        JobView {
+            id: ID,
+            state,
+            deadline: 100,
+            mine: true,
+            servable: true,
+            executed: false,
+            settled: false,
+            demands: vec![],
+        }
     }
 
     fn at(now: u64, job: JobView) -> Vec<Action> {
@@ -152,7 +161,11 @@ mod tests {
     fn the_most_urgent_first() {
         let demand = |n: u8, deadline| DemandView { opening: B256::repeat_byte(n), deadline };
         let answer = |n: u8| Action::Answer { job: ID, opening: B256::repeat_byte(n) };
-        let challenged = JobView { demands: vec![demand(1, 300), demand(2, 150), demand(3, 99)], settled: true, ..job(JobState::Submitted) };
+        let challenged = JobView {
+            demands: vec![demand(1, 300), demand(2, 150), demand(3, 99)],
+            settled: true,
+            ..job(JobState::Submitted)
+        };
         let other = U256::from(8);
         let executable = JobView { id: other, deadline: 200, ..job(JobState::Assigned) };
         let view = View {
@@ -163,7 +176,10 @@ mod tests {
             ..View::default()
         };
         // The third demand's time is over: answering it would only cost gas.
-        assert_eq!(decide(&view), [answer(2), Action::Execute(other), answer(1), Action::Finalize(ID), Action::Withdraw]);
+        assert_eq!(
+            decide(&view),
+            [answer(2), Action::Execute(other), answer(1), Action::Finalize(ID), Action::Withdraw]
+        );
         assert_eq!(decide(&View { withdrawable: U256::from(4), jobs: vec![], ..view.clone() }), []);
         assert_eq!(decide(&View { withdraw_at: None, jobs: vec![], ..view.clone() }), []);
         assert_eq!(decide(&View { withdrawable: U256::ZERO, withdraw_at: Some(U256::ZERO), jobs: vec![], ..view }), []);
@@ -178,7 +194,8 @@ mod tests {
             let now = if bit(0) { 100 } else { 101 };
             let demands = vec![DemandView { opening: B256::ZERO, deadline: if bit(1) { 100 } else { 101 } }];
             let state = states[(bits >> 6) as usize];
-            let job = JobView { mine: bit(2), servable: bit(3), executed: bit(4), settled: bit(5), demands, ..job(state) };
+            let job =
+                JobView { mine: bit(2), servable: bit(3), executed: bit(4), settled: bit(5), demands, ..job(state) };
             let actions = at(now, job.clone());
             let unique: std::collections::HashSet<_> = actions.iter().collect();
             assert_eq!(unique.len(), actions.len());
@@ -188,7 +205,9 @@ mod tests {
                     Action::Answer { .. } => assert!(now <= job.demands[0].deadline && job.mine),
                     Action::Finalize(_) => assert!(now > job.deadline && job.settled && job.mine),
                     Action::Expire(_) => assert!(now > job.deadline && job.mine),
-                    Action::Close(_) => assert!(state.is_terminal() || !job.mine),
+                    Action::Close(_) => {
+                        assert!(state.is_terminal() || !job.mine || (state == JobState::Open && now > job.deadline))
+                    }
                     Action::Withdraw => panic!("nothing is owed"),
                 }
             }

@@ -31,7 +31,10 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
     if let Some(missing) = r.stake.checked_sub(node.stake - node.unbonding).filter(|m| *m > 0) {
         approve(sender, journal, nodes, U256::from(missing)).await?;
         let call = INodes::depositCall { amount: missing };
-        told(format!("stake {}", r.stake), send(sender, journal, "deposit", |key| Intent::call(key, nodes, &call)).await?);
+        told(
+            format!("stake {}", r.stake),
+            send(sender, journal, "deposit", |key| Intent::call(key, nodes, &call)).await?,
+        );
     }
 
     for offer in &r.offers {
@@ -49,7 +52,10 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
                 maxTokens: offer.max_tokens,
             };
             let kind = format!("ask/{}", offer.model);
-            told(format!("ask for {}", offer.model), send(sender, journal, &kind, |key| Intent::call(key, nodes, &call)).await?);
+            told(
+                format!("ask for {}", offer.model),
+                send(sender, journal, &kind, |key| Intent::call(key, nodes, &call)).await?,
+            );
         }
     }
     Ok(())
@@ -68,7 +74,12 @@ async fn approve(sender: &Sender, journal: &Journal, spender: Address, amount: U
 
 /// Sends something that may be sent again on another day: its key carries what is sent, and a number that rises when it is done.
 /// A crash in between finds the same number, hence the same transaction, unless the operator has changed their mind.
-pub(crate) async fn send(sender: &Sender, journal: &Journal, kind: &str, intent: impl FnOnce(String) -> Intent) -> Result<Receipt> {
+pub(crate) async fn send(
+    sender: &Sender,
+    journal: &Journal,
+    kind: &str,
+    intent: impl FnOnce(String) -> Intent,
+) -> Result<Receipt> {
     let number = journal.counter(kind)?;
     let mut intent = intent(String::new());
     intent.key = format!("{kind}/{number}/{}", keccak256(&intent.data));

@@ -107,7 +107,10 @@ impl Shared {
     /// Stops the execution of a job, or of all.
     pub(crate) fn cancel(&self, job: Option<U256>) {
         let cancels = unpoisoned(&self.cancels);
-        cancels.iter().filter(|(id, _)| job.is_none_or(|j| j == **id)).for_each(|(_, c)| c.store(true, Ordering::Relaxed));
+        cancels
+            .iter()
+            .filter(|(id, _)| job.is_none_or(|j| j == **id))
+            .for_each(|(_, c)| c.store(true, Ordering::Relaxed));
     }
 
     /// Frees what is kept of a job.
@@ -125,7 +128,11 @@ impl Shared {
             Action::Submit(id) => {
                 let Some((_, answer)) = self.answered(id)? else { return Ok(()) };
                 let tokens = sequence::encode(&answer.tokens);
-                let call = IMarket::submitResultCall { jobId: id, outputTokens: tokens.into(), layersRoot: answer.layers_root };
+                let call = IMarket::submitResultCall {
+                    jobId: id,
+                    outputTokens: tokens.into(),
+                    layersRoot: answer.layers_root,
+                };
                 let key = format!("submit/{id}/{}", answer.layers_root);
                 let receipt = self.sender.send(&Intent::call(key, market, &call)).await?;
                 self.sink.emit(NodeEvent::Submitted { job: id, receipt });
@@ -157,7 +164,8 @@ impl Shared {
             }
             Action::Withdraw => {
                 let me = self.sender.account();
-                let owed = self.sender.chain().market().withdrawable(me).call().await.map_err(sworn_chain::Error::from)?;
+                let owed =
+                    self.sender.chain().market().withdrawable(me).call().await.map_err(sworn_chain::Error::from)?;
                 let intent = |key| Intent::call(key, market, &IMarket::withdrawCall {});
                 let receipt = register::send(&self.sender, &self.journal, "withdraw", intent).await?;
                 // The event has the amount; a withdrawal that a former process sent may have been of another.
@@ -253,7 +261,12 @@ impl Shared {
     }
 
     /// A job's trace: from its file, or recomputed.
-    pub(crate) async fn trace(self: &Arc<Self>, job: &Job, answer: &AnswerRecord, purpose: Purpose) -> Result<TraceTree> {
+    pub(crate) async fn trace(
+        self: &Arc<Self>,
+        job: &Job,
+        answer: &AnswerRecord,
+        purpose: Purpose,
+    ) -> Result<TraceTree> {
         let layers = self.prover.layers(job.model).ok_or(Error::NoModel { job: job.id, model: job.model })?;
         let dims = TraceDims { layers, n_in: job.prompt.len() as u32, n_out: answer.tokens.len() as u32 };
         let (shared, job, answer) = (self.clone(), job.clone(), answer.clone());

@@ -51,7 +51,11 @@ fn tool(name: &str) -> PathBuf {
     let found = std::fs::read_dir(&packages).into_iter().flatten().flatten().map(|e| e.path().join("bin").join(name));
     found
         .into_iter()
-        .find(|p| p.is_file() && p.parent().and_then(Path::parent).is_some_and(|d| d.join("package.json").is_file()) && is_binary(p))
+        .find(|p| {
+            p.is_file()
+                && p.parent().and_then(Path::parent).is_some_and(|d| d.join("package.json").is_file())
+                && is_binary(p)
+        })
         .unwrap_or_else(|| panic!("{name} not found: run `make setup`, or set SWORN_{}", name.to_uppercase()))
 }
 
@@ -65,7 +69,11 @@ fn bytecode(name: &str) -> Bytes {
     {
         let _guard = BUILD.lock().unwrap();
         if !path.is_file() {
-            let built = Command::new(tool("forge")).args(["build", "--skip", "test", "script"]).current_dir(root()).status().unwrap();
+            let built = Command::new(tool("forge"))
+                .args(["build", "--skip", "test", "script"])
+                .current_dir(root())
+                .status()
+                .unwrap();
             assert!(built.success(), "forge build failed");
         }
     }
@@ -86,7 +94,8 @@ impl Devnet {
         }
         let anvil = anvil.try_spawn().unwrap_or_else(|e| panic!("anvil: {e}"));
         let rich: PrivateKeySigner = anvil.first_key().clone().into();
-        let provider = ProviderBuilder::new().wallet(EthereumWallet::from(rich.clone())).connect_http(anvil.endpoint_url());
+        let provider =
+            ProviderBuilder::new().wallet(EthereumWallet::from(rich.clone())).connect_http(anvil.endpoint_url());
         let from = rich.address();
         let deploy = async |name: &str, args: Vec<DynSolValue>| -> Address {
             let mut code = bytecode(name).to_vec();
@@ -105,10 +114,14 @@ impl Devnet {
         let unstake = p.submit + p.window + 16 * p.turn + 1;
         let nodes = deploy("Nodes", vec![a(token), a(models), a(market), uint(unstake.into())]).await;
         let params = [60, p.submit.into(), p.window.into(), 10 * UNIT, 20_000, 500, 3_000, 4_000].map(uint);
-        let made = deploy("Market", vec![a(token), a(models), a(nodes), a(challenges), DynSolValue::Tuple(params.to_vec())]).await;
+        let made =
+            deploy("Market", vec![a(token), a(models), a(nodes), a(challenges), DynSolValue::Tuple(params.to_vec())])
+                .await;
         assert_eq!(made, market);
         let params = [p.turn.into(), p.turn.into(), UNIT / 100].map(uint);
-        let made = deploy("Challenges", vec![a(market), a(models), a(step_verifier), DynSolValue::Tuple(params.to_vec())]).await;
+        let made =
+            deploy("Challenges", vec![a(market), a(models), a(step_verifier), DynSolValue::Tuple(params.to_vec())])
+                .await;
         assert_eq!(made, challenges);
         let chain_id = anvil.chain_id();
         let deployment = Deployment { chain_id, token, models, nodes, market, challenges, step_verifier, block: 0 };
@@ -138,8 +151,9 @@ impl Devnet {
         let wei = format!("{:#x}", 1_000 * UNIT);
         self.rpc("anvil_setBalance", json!([key.address(), wei])).await;
         if tokens > 0 {
-            let provider =
-                ProviderBuilder::new().wallet(EthereumWallet::from(self.rich.clone())).connect_http(self.anvil.endpoint_url());
+            let provider = ProviderBuilder::new()
+                .wallet(EthereumWallet::from(self.rich.clone()))
+                .connect_http(self.anvil.endpoint_url());
             let token = IDevToken::new(self.deployment.token, provider);
             let sent = token.mint(key.address(), U256::from(tokens)).send().await.unwrap();
             assert!(sent.get_receipt().await.unwrap().status());
