@@ -47,7 +47,7 @@ impl Buffer {
         self.handle().offset_start(4 * from as u64).offset_end(end as u64)
     }
 
-    fn arg(&self) -> BufferArg {
+    pub(crate) fn arg(&self) -> BufferArg {
         // SAFETY: the buffer has at least this many words; kernels stay inside by the shapes that the program's checks
         // guarantee.
         unsafe { BufferArg::from_raw_parts(self.handle(), self.words) }
@@ -78,7 +78,7 @@ impl Place {
         Place { stride, offset: 0, absolute: false, tail: None }
     }
 
-    fn launch(self) -> RowsLaunch {
+    pub(crate) fn launch(self) -> RowsLaunch {
         let (slab, len) = self.tail.unwrap_or((u32::MAX, 0));
         RowsLaunch::new(self.stride, self.offset, self.absolute as u32, slab, len)
     }
@@ -116,21 +116,21 @@ impl Call<'_> {
         GpuError::Unsupported(format!("{}: an operand has a kind that its kernel does not read", self.descriptor.opcode))
     }
 
-    fn rows(&self, k: usize) -> Result<(BufferArg, RowsLaunch)> {
+    pub(crate) fn rows(&self, k: usize) -> Result<(BufferArg, RowsLaunch)> {
         match self.operands[k] {
             Source::Rows(buffer, place) => Ok((buffer.arg(), place.launch())),
             _ => Err(self.malformed()),
         }
     }
 
-    fn table(&self, k: usize) -> Result<BufferArg> {
+    pub(crate) fn table(&self, k: usize) -> Result<BufferArg> {
         match self.operands[k] {
             Source::Table(buffer) => Ok(buffer.arg()),
             _ => Err(self.malformed()),
         }
     }
 
-    fn cache(&self, k: usize) -> Result<(BufferArg, u32)> {
+    pub(crate) fn cache(&self, k: usize) -> Result<(BufferArg, u32)> {
         match self.operands[k] {
             Source::Cache(buffer, stride) => Ok((buffer.arg(), stride)),
             _ => Err(self.malformed()),
@@ -157,6 +157,10 @@ impl Gpu {
 
     pub(crate) fn adapter(&self) -> &'static Adapter {
         self.adapter
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// Most words of one buffer.

@@ -8,6 +8,7 @@
 pub(crate) mod arith;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
+pub(crate) mod fused;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod backend;
+mod fused;
 mod gpu;
 mod kernels;
 mod matrix;

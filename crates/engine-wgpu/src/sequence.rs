@@ -7,6 +7,7 @@ use sworn_isa::{Descriptor, Dtype, Operand, OperandKind, Section, SectionKind};
 use sworn_model::Model;
 
 use crate::GpuError;
+use crate::fused::Run;
 use crate::gpu::{Buffer, Call, Gpu, Place, Source};
 use crate::matrix::{Matrix, PackedRows};
 
@@ -227,14 +228,21 @@ impl Loaded {
         let kind = self.kind(at.layer)?;
         let section = self.model.program().section(kind);
         let memory = Memory { loaded: self, at, sequence, scratch, selected, section, kind };
-        for (op, d) in section.ops.iter().enumerate() {
-            let mut operands = [Source::None; 4];
-            for (source, o) in operands.iter_mut().zip(&d.operands) {
-                *source = memory.source(d, o)?;
+        let mut op = 0;
+        while op < section.ops.len() {
+            let run = Run::find(section, op);
+            let mut calls = Vec::with_capacity(run.len());
+            for (op, d) in section.ops.iter().enumerate().skip(op).take(run.len()) {
+                let mut operands = [Source::None; 4];
+                for (source, o) in operands.iter_mut().zip(&d.operands) {
+                    *source = memory.source(d, o)?;
+                }
+                let (out, place) = memory.output(op)?;
+                let last = at.first + at.rows - 1;
+                calls.push(Call { descriptor: d, ctx: at.ctx, batch: at.rows, last, operands, out, place });
             }
-            let (out, place) = memory.output(op)?;
-            let last = at.first + at.rows - 1;
-            self.gpu.launch(&Call { descriptor: d, ctx: at.ctx, batch: at.rows, last, operands, out, place })?;
+            self.gpu.launch_run(run, &calls)?;
+            op += run.len();
         }
         Ok(())
     }

@@ -236,3 +236,24 @@ pub(crate) fn add_clamp(x: i32, y: i32) -> i32 {
     }
     z
 }
+
+/// √ of a 64-bit sum of squares as `RMS` takes it, and the even shift before it.
+#[cube]
+pub(crate) fn root_of(low: u32, high: u32) -> (u32, u32) {
+    let mut bits = bitlen(low);
+    if high != 0u32 {
+        bits = 32i32 + bitlen(high);
+    }
+    // Even, rounded down; not negative.
+    let mut sf = 0u32;
+    if bits > 31i32 {
+        sf = ((bits - 31i32) as u32) & 0xFFFF_FFFEu32;
+    }
+    let mut n = low;
+    if sf >= 32u32 {
+        n = high >> (sf - 32u32);
+    } else if sf > 0u32 {
+        n = (low >> sf) | (high << (32u32 - sf));
+    }
+    (isqrt(n), sf)
+}

@@ -123,23 +123,9 @@ pub(crate) fn rms(
         let low = (limb0 & 65535u32) | (limb1 << 16u32);
         let high = limb2;
 
-        let mut bits = bitlen(low);
-        if high != 0u32 {
-            bits = 32i32 + bitlen(high);
-        }
-        // Even, rounded down; not negative.
-        let mut sf = 0u32;
-        if bits > 31i32 {
-            sf = ((bits - 31i32) as u32) & 0xFFFF_FFFEu32;
-        }
-        let mut n = low;
-        if sf >= 32u32 {
-            n = high >> (sf - 32u32);
-        } else if sf > 0u32 {
-            n = (low >> sf) | (high << (32u32 - sf));
-        }
+        let (root, sf) = root_of(low, high);
         let o = start(&or, r, t);
-        out[o as usize] = i32::reinterpret(isqrt(n));
+        out[o as usize] = i32::reinterpret(root);
         out[(o + 1u32) as usize] = bitlen(max_abs) - 16i32 + (sf >> 1u32) as i32;
     }
 }
