@@ -183,7 +183,7 @@ impl Devnet {
         let port = free_port()?;
         let log = std::fs::File::create(dir.path().join("anvil.log")).map_err(DevnetError::other)?;
         let child = Command::new(&binary)
-            .args(["--port", &port.to_string(), "--block-time", "1", "--accounts", "1", "--gas-limit", "60000000"])
+            .args(["--port", &port.to_string(), "--block-time", "1", "--mixed-mining", "--accounts", "1", "--gas-limit", "60000000"])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(DevnetError::other)?)
             .stderr(log)

@@ -377,8 +377,11 @@ fn other_token(cpu: &Cpu, request: &Request<'_>, seed: u64) -> Result<Vec<u32>, 
     }
 }
 
-/// A copy of the model with another matrix than its id names.
-fn perturb(model: &Model, seed: u64, scratch: &Path) -> Result<Model, Error> {
+/// A copy of the model with another matrix than its id names; loading does not notice, verifying does.
+///
+/// # Errors
+/// The copy cannot be made.
+pub fn perturb(model: &Model, seed: u64, scratch: &Path) -> Result<Model, Error> {
     let dir = scratch.join("perturbed");
     let fail = |source| Error::File { path: dir.clone(), source };
     std::fs::create_dir_all(&dir).map_err(fail)?;
@@ -395,9 +398,8 @@ fn perturb(model: &Model, seed: u64, scratch: &Path) -> Result<Model, Error> {
     let matrix = model.weight(at);
     let path = dir.join(directory::WEIGHTS);
     let mut bytes = std::fs::read(&path).map_err(fail)?;
-    let header = bytes.len() as u64 - entries.iter().map(|e| e.bytes()).sum::<u64>();
     for row in 0..matrix.rows {
-        let from = (header + start) as usize + row * matrix.row_bytes() + 4 * matrix.scales;
+        let from = start as usize + row * matrix.row_bytes() + 4 * matrix.scales;
         for b in &mut bytes[from..from + matrix.cols] {
             *b = (*b as i8).wrapping_neg() as u8;
         }

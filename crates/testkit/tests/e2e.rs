@@ -9,9 +9,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use sworn_bindings::JobState;
 use sworn_engine::{Backend, Cpu};
-use sworn_model::Model;
+use sworn_model::{Message, Model, ModelStore};
+use sworn_testkit::liar::perturb;
 use sworn_testkit::scenario::{Process, Stage};
-use sworn_watcher::{Config, watch};
+use sworn_watcher::{Config, WatchError, watch};
 use tokio::task::JoinHandle;
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
@@ -35,8 +36,10 @@ impl Watcher {
         let (sink, key) = (events.clone(), stage.watcher.signer.clone());
         let task = tokio::spawn(async move {
             let tell = move |e: &sworn_watcher::WatcherEvent| sink.lock().unwrap().push(serde_json::to_value(e).unwrap());
-            if let Err(e) = watch(config, Some(key), tell, std::future::pending()).await {
-                panic!("watcher: {e}");
+            // A watcher that was just killed may still hold its files.
+            while let Err(e) = watch(config.clone(), Some(key.clone()), tell.clone(), std::future::pending()).await {
+                assert!(matches!(e, WatchError::Chain(sworn_chain::Error::Locked { .. })), "watcher: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         });
         Watcher { events, read: 0, task }
@@ -162,7 +165,9 @@ macro_rules! wrong_element {
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $test() {
-                let played = play($opcode, 7).await;
+                // Another place for every opcode.
+                let seed = sworn_isa::Opcode::from_name($opcode).map_or(0, |o| 40 + o as u64);
+                let played = play($opcode, seed).await;
                 assert_eq!(played.proven()["opcode"], $opcode);
                 assert_eq!(played.count("demanded"), 1, "{}", played.watcher.story());
                 assert_exact(&played);
@@ -182,4 +187,153 @@ wrong_element! {
     lie_quant_scale "QUANT_SCALE", lie_norm_scale "NORM_SCALE", lie_linear "LINEAR", lie_rope "ROPE", lie_scale_q "SCALE_Q",
     lie_to_fixed "TO_FIXED", lie_scores "SCORES", lie_row_max "ROW_MAX", lie_exp "EXP", lie_row_sum "ROW_SUM", lie_prob "PROB",
     lie_mix "MIX", lie_silu_mul "SILU_MUL", lie_add "ADD", lie_select "SELECT",
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_token() {
+    let played = play("token", 3).await;
+    assert_eq!(played.proven()["opcode"], "SELECT");
+    assert_exact(&played);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_model() {
+    let played = play("model", 5).await;
+    assert_exact(&played);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_withhold() {
+    let played = play("withhold", 4).await;
+    assert_eq!((played.count("demanded"), played.count("answered"), played.count("timed_out")), (1, 0, 1));
+}
+
+/// Answers to begin with, then falls silent.
+async fn falls_silent(lie: &str, seed: u64, answered: std::ops::RangeInclusive<usize>, at: &str) {
+    let played = play(lie, seed).await;
+    assert!(answered.contains(&played.count("answered")), "{}", played.watcher.story());
+    let timed_out = &played.watcher.named("timed_out")[0];
+    assert!(timed_out["target"].as_str().unwrap().contains(at), "{timed_out}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_withhold_positions() {
+    falls_silent("MIX+withhold:positions", 6, 1..=1, "level").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_withhold_operators() {
+    falls_silent("ADD+withhold:oplist", 7, 2..=2, "operators").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_withhold_pages() {
+    falls_silent("EXP+withhold:pages", 8, 3..=3, "page").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_mute() {
+    // The trace is served, so one demand suffices to find out.
+    falls_silent("LINEAR+mute", 9, 0..=0, "operators").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_malformed() {
+    falls_silent("malformed", 10, 0..=0, "layer roots").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_padding() {
+    falls_silent("padding+interactive", 11, 3..=3, "page").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_second_story() {
+    let played = play("SCORES+second-story", 12).await;
+    assert_exact(&played);
+    assert!(played.watcher.named("asked").iter().all(|e| e["served"] == false));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lie_interactive() {
+    let played = play("SILU_MUL+interactive", 13).await;
+    assert_exact(&played);
+    assert_eq!(played.count("answered"), 4, "{}", played.watcher.story());
+    // The committed trace is that of an honest execution, so there is nothing to descend to.
+    let played = play("token+interactive", 14).await;
+    assert_exact(&played);
+    assert_eq!(played.count("answered"), 1, "{}", played.watcher.story());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_watcher_goes_on() {
+    let stage = Stage::synthetic(2).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "ROW_SUM+interactive", "--seed", "15"]).await.unwrap();
+    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
+    let mut told = Vec::new();
+    // Killed after every step of the challenge.
+    for step in ["demanded", "answered", "announced", "proven", "withdrawn"] {
+        let mut watcher = Watcher::start(&stage, stage.model.clone());
+        let start = Instant::now();
+        while watcher.named(step).is_empty() {
+            assert!(start.elapsed() < PATIENCE, "no {step}:\n{}\n{}", watcher.story(), liar.complaint(""));
+            if watcher.news().iter().any(|e| e["event"] == "slashed") {
+                stage.skip_challenger_turn().await.unwrap();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        told.extend(watcher.all());
+        drop(watcher);
+    }
+    let count = |name: &str| told.iter().filter(|e| e["event"] == name).count();
+    assert_eq!((count("announced"), count("proven")), (1, 1));
+    stage.settle_slash(&submitted).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn honest_nodes_are_paid_and_broken_watchers_silent() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let mut node = stage.liar(Path::new(LIAR), &["--lie", "none"]).await.unwrap();
+    let watcher = Watcher::start(&stage, stage.model.clone());
+    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
+    wait(&watcher, "audited").await;
+    assert_eq!(watcher.named("audited")[0]["ok"], true);
+    drop(watcher);
+
+    // Its files were damaged after they were imported: it sees a wrong trace everywhere, and says so of itself.
+    let damaged = perturb(&stage.model, 1, &stage.watcher.dir).unwrap();
+    let broken = Watcher::start(&stage, Arc::new(damaged));
+    wait(&broken, "self_check_failed").await;
+    assert_eq!(broken.named("audited")[0]["ok"], false);
+    assert!(broken.named("demanded").is_empty());
+
+    stage.skip_window().await.unwrap();
+    stage.until(job, JobState::Final, PATIENCE).await.unwrap();
+    node.wait("withdrawn", PATIENCE).await.unwrap();
+    assert!(!broken.all().iter().any(|e| e["event"] == "announced" || e["event"] == "demanded"));
+    assert!(node.news().iter().all(|e| e["event"] != "slashed"));
+    stage.settle_final(&submitted).await.unwrap();
+}
+
+async fn wait(watcher: &Watcher, event: &str) {
+    let start = Instant::now();
+    while watcher.named(event).is_empty() {
+        assert!(start.elapsed() < PATIENCE, "no {event}:\n{}", watcher.story());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The real model; skipped with a word if it is not on this machine (`sworn model pull smollm2-135m`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn smollm2_lies() {
+    let model = match ModelStore::from_env().and_then(|s| s.load("smollm2-135m")) {
+        Ok(model) => model,
+        Err(e) => return eprintln!("skipped: {e}"),
+    };
+    let prompt = model.encode_chat(&[Message::new("user", "Why is the sky blue?")]).unwrap();
+    let stage = Stage::stored(model).await.unwrap();
+    let played = play_on(stage, "LINEAR", 2, &prompt, 12, &["--layer", "17"]).await;
+    assert_exact(&played);
 }
