@@ -61,7 +61,7 @@ fn call(fixture: &Fixture, element: u32) -> (IStepVerifier::judgeCall, i64, i64)
     let call = IStepVerifier::judgeCall {
         trace: TraceContext::new(&fixture.dims, fixture.layers_root, input, output),
         model: ModelShape::of(&fixture.manifest, &fixture.program),
-        claim: Claim::from(&claim),
+        claim: Claim::from(claim),
         witness: Witness::from(&proof.witness),
     };
     (call, proof.claimed, proof.computed)
