@@ -99,6 +99,47 @@ impl TraceContext {
     }
 }
 
+fn words(hashes: &[Hash]) -> Vec<B256> {
+    hashes.iter().map(|h| B256::from(*h)).collect()
+}
+
+impl From<witness::Claim> for Claim {
+    fn from(c: witness::Claim) -> Self {
+        Claim { layer: c.layer, row: c.row, op: c.op, element: c.element }
+    }
+}
+
+impl From<&Claim> for witness::Claim {
+    fn from(c: &Claim) -> Self {
+        witness::Claim { layer: c.layer, row: c.row, op: c.op, element: c.element }
+    }
+}
+
+impl From<&witness::Read> for Read {
+    fn from(r: &witness::Read) -> Self {
+        Read {
+            data: r.data.clone().into(),
+            proof: words(&r.proof),
+            leaves: words(&r.leaves),
+            leafProof: words(&r.leaf_proof),
+        }
+    }
+}
+
+impl From<&witness::Witness> for Witness {
+    fn from(w: &witness::Witness) -> Self {
+        Witness {
+            opRoots: words(&w.op_roots),
+            descriptor: w.descriptor.clone().into(),
+            descriptorProof: words(&w.descriptor_proof),
+            page: w.page.clone().into(),
+            pageProof: words(&w.page_proof),
+            hint: w.hint,
+            reads: w.reads.iter().map(Read::from).collect(),
+        }
+    }
+}
+
 impl ModelShape {
     /// What `Models` keeps of a model.
     pub fn of(manifest: &Manifest, program: &Program) -> Self {
@@ -117,36 +158,6 @@ impl ModelShape {
             weightsRoot: manifest.weights_root.into(),
             tables: manifest.tables,
             tablesRoot: manifest.tables_root.into(),
-        }
-    }
-}
-
-fn words(hashes: &[Hash]) -> Vec<B256> {
-    hashes.iter().map(B256::from).collect()
-}
-
-impl From<&witness::Claim> for Claim {
-    fn from(c: &witness::Claim) -> Self {
-        Claim { layer: c.layer, row: c.row, op: c.op, element: c.element }
-    }
-}
-
-impl From<&witness::Witness> for Witness {
-    fn from(w: &witness::Witness) -> Self {
-        let read = |r: &witness::Read| Read {
-            data: r.data.clone().into(),
-            proof: words(&r.proof),
-            leaves: words(&r.leaves),
-            leafProof: words(&r.leaf_proof),
-        };
-        Witness {
-            opRoots: words(&w.op_roots),
-            descriptor: w.descriptor.clone().into(),
-            descriptorProof: words(&w.descriptor_proof),
-            page: w.page.clone().into(),
-            pageProof: words(&w.page_proof),
-            hint: w.hint,
-            reads: w.reads.iter().map(read).collect(),
         }
     }
 }
@@ -170,5 +181,30 @@ impl JobState {
             JobState::Slashed => "slashed",
             JobState::__Invalid => "unknown",
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opening_ids_are_laid_out_as_documented() {
+        let id = opening_id(U256::from(0x0102), &Target::pages(3, 4, 5, 6, 7));
+        let hex = concat!(
+            "00000000000000000000000000000102", // job
+            "03f9",                             // kind 3, 255 - 6
+            "0003",
+            "00000004",
+            "0005",
+            "00000007",
+            "0000",
+        );
+        assert_eq!(alloy::hex::encode(id), hex);
+        // A child ranks above its parent.
+        let rank = |t: &Target| opening_id(U256::ONE, t).0[16..18].to_vec();
+        assert!(rank(&Target::layers(7, 0)) < rank(&Target::layers(1, 0)));
+        assert!(rank(&Target::layers(1, 0)) < rank(&Target::positions(0, 7, 0)));
+        assert!(rank(&Target::op_list(0, 0)) < rank(&Target::pages(0, 0, 0, 7, 0)));
     }
 }
