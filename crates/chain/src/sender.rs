@@ -159,13 +159,6 @@ impl Fees {
     }
 }
 
-/// What became of an entry's nonce.
-enum Outcome {
-    Mined(TransactionReceipt),
-    /// Another transaction of the account has used it.
-    Displaced,
-}
-
 /// What the RPC said of a raw transaction.
 enum Sent {
     /// It has it, or may have it.
@@ -346,13 +339,13 @@ impl Inner {
     /// (dropped from the journal).
     async fn follow(&self, key: &str, mut entry: Entry) -> Result<Option<Receipt>> {
         match self.wait(key, &mut entry).await? {
-            Outcome::Displaced => {
+            None => {
                 tracing::warn!(key, nonce = entry.nonce, account = %self.account, "another transaction took the nonce");
                 self.store.remove(OPEN, key)?;
                 self.store.remove(DONE, key)?;
                 Ok(None)
             }
-            Outcome::Mined(r) => {
+            Some(r) => {
                 let receipt = Receipt {
                     label: entry.label.clone(),
                     hash: r.transaction_hash,
@@ -376,14 +369,15 @@ impl Inner {
         }
     }
 
-    async fn wait(&self, key: &str, entry: &mut Entry) -> Result<Outcome> {
+    /// Waits until an entry's nonce is used; `None` if another transaction has used it.
+    async fn wait(&self, key: &str, entry: &mut Entry) -> Result<Option<TransactionReceipt>> {
         let mut last = Instant::now();
         // A resumed or reorganised transaction may be unknown to the RPC.
         let mut known = false;
         let mut looks = 0;
         loop {
             if let Some(receipt) = self.mined(entry).await? {
-                return Ok(Outcome::Mined(receipt));
+                return Ok(Some(receipt));
             }
             let used = self.chain.provider().get_transaction_count(self.account).await?;
             if used > entry.nonce {
@@ -391,7 +385,7 @@ impl Inner {
                 if self.any_receipt(entry).await?.is_none() {
                     looks += 1;
                     if looks >= LOOKS {
-                        return Ok(Outcome::Displaced);
+                        return Ok(None);
                     }
                 }
             } else if !known {

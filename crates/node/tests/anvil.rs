@@ -6,7 +6,7 @@ mod devnet;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -98,7 +98,16 @@ impl World {
     }
 
     async fn node_with(&self, config: NodeConfig, prover: Arc<dyn Prover>, conduct: Arc<dyn Conduct>) -> Running {
-        let chain = self.net.chain().await;
+        self.node_on(self.net.chain().await, config, prover, conduct).await
+    }
+
+    async fn node_on(
+        &self,
+        chain: sworn_chain::Chain,
+        config: NodeConfig,
+        prover: Arc<dyn Prover>,
+        conduct: Arc<dyn Conduct>,
+    ) -> Running {
         let path = self.data().join("journal.redb");
         // A task that was dropped in the middle of a computation holds the file until that ends; a killed process does not.
         let store = loop {
@@ -442,8 +451,83 @@ async fn nothing_is_lost_or_done_twice_when_killed_at_any_moment() {
         alloy::providers::Provider::get_transaction_count(world.user.chain().provider(), world.me()).await.unwrap();
     let least = 4 + 4 * 2 + 1;
     assert!((least..=least + 4).contains(&sent), "{sent} transactions after {kills} kills");
-    println!("{kills} kills, {sent} transactions");
+    eprintln!("{kills} kills, {sent} transactions");
     assert_eq!(node.failures(), Vec::<String>::new());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorganisation_that_gives_the_id_to_another_job_is_followed() {
+    let world = World::new(Params::default()).await;
+    let node = world.node().await;
+    node.waits_for("start", |e| matches!(e, NodeEvent::Started { .. })).await;
+    let snapshot = world.net.rpc("evm_snapshot", serde_json::json!([])).await;
+    let gone = world.buy("a", world.me(), &[1, 2, 3, 4, 5], 4).await;
+    world.reaches(gone, JobState::Submitted).await;
+    world.finish(gone, JobState::Final).await;
+    node.waits_for("withdrawal", |e| matches!(e, NodeEvent::Withdrawn { .. })).await;
+
+    world.net.rpc("evm_revert", serde_json::json!([snapshot])).await;
+    world.net.pass(7).await;
+    let prompt = [200, 201, 202];
+    let id = world.buy("b", world.me(), &prompt, 6).await;
+    assert_eq!(id, gone);
+    let job = world.reaches(id, JobState::Submitted).await;
+    let bought = Job { id, model: world.id(), prompt: prompt.to_vec(), max_new: 6 };
+    let honest = world.prover().execute(&bought, &AtomicBool::new(false)).unwrap();
+    assert_eq!(job.layersRoot, B256::from(honest.trace.layers_root()));
+    let (_, bytes) = get(&format!("{}/v1/jobs/{id}/trace", node.url)).await;
+    assert_eq!(bytes, honest.trace.encode());
+    world.finish(id, JobState::Final).await;
+    eventually("pay", async || {
+        let b = world.user.chain().balances(world.me()).await.unwrap();
+        (b.token > U256::from(STAKE) && b.withdrawable.is_zero()).then_some(())
+    })
+    .await;
+    node.stop().await;
+}
+
+/// Forwards to anvil until it is told not to.
+async fn flaky_rpc(to: u16, down: Arc<AtomicBool>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let down = down.clone();
+            tokio::spawn(async move {
+                let mut server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                let cut = async {
+                    while !down.load(Ordering::Relaxed) {
+                        tokio::time::sleep(Duration::from_millis(5)).await;
+                    }
+                };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                    () = cut => {}
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outage_of_the_rpc_is_told_and_outlived() {
+    let world = World::new(Params::default()).await;
+    world.node().await.stop().await;
+    let down = Arc::new(AtomicBool::new(false));
+    let rpc = flaky_rpc(world.net.anvil.port(), down.clone()).await;
+    let chain = sworn_chain::Chain::connect(&rpc, world.net.deployment.clone()).await.unwrap();
+    let node = world
+        .node_on(chain.with_poll(Duration::from_millis(20)), world.config(), world.prover(), Arc::new(Honest))
+        .await;
+    node.waits_for("start", |e| matches!(e, NodeEvent::Started { .. })).await;
+    down.store(true, Ordering::Relaxed);
+    let id = world.buy("a", world.me(), &[1, 2, 3], 4).await;
+    node.waits_for("complaint", |e| matches!(e, NodeEvent::Failed { action, .. } if action.contains("chain"))).await;
+    assert_eq!(world.job(id).await.state, JobState::Assigned);
+    down.store(false, Ordering::Relaxed);
+    world.reaches(id, JobState::Submitted).await;
     node.stop().await;
 }
 
@@ -518,7 +602,7 @@ async fn a_process_killed_by_the_system_resumes() {
     assert_eq!((b.token, b.stake, b.locked), (U256::from(STAKE + price), STAKE, 0));
     let sent =
         alloy::providers::Provider::get_transaction_count(world.user.chain().provider(), world.me()).await.unwrap();
-    println!("{kills} kills, {sent} transactions");
+    eprintln!("{kills} kills, {sent} transactions");
     // Registration 4; a submission and a finalization per job; one withdrawal at least, one per job at most.
     assert!((4 + 3 * 2 + 1..=4 + 3 * 3).contains(&sent), "{sent}");
     world.conserved().await;
