@@ -85,8 +85,11 @@ pub fn probe() -> &'static [Adapter] {
     static ADAPTERS: OnceLock<Vec<Adapter>> = OnceLock::new();
     ADAPTERS.get_or_init(|| {
         // One API at a time: a card that two of them reach is one adapter, listed where it was found first.
-        let apis =
-            [(wgpu::Backend::Vulkan, Api::Vulkan), (wgpu::Backend::Metal, Api::Metal), (wgpu::Backend::Dx12, Api::Dx12)];
+        let apis = [
+            (wgpu::Backend::Vulkan, Api::Vulkan),
+            (wgpu::Backend::Metal, Api::Metal),
+            (wgpu::Backend::Dx12, Api::Dx12),
+        ];
         let mut found = Vec::new();
         for (backend, pin) in apis {
             let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
@@ -166,9 +169,7 @@ pub(crate) fn device(adapter: &Adapter) -> Result<Device, GpuError> {
         return Ok(device.clone());
     }
     let options = Device::wgpu_options().device_kind(adapter.device.clone()).graphics_api(adapter.pin);
-    let device = options
-        .init()
-        .map_err(|e| GpuError::Device(format!("{adapter} cannot be used: {e}")))?;
+    let device = options.init().map_err(|e| GpuError::Device(format!("{adapter} cannot be used: {e}")))?;
     devices.push((adapter.device.clone(), device.clone()));
     Ok(device)
 }

@@ -90,7 +90,13 @@ impl Backend for WgpuBackend {
             state.sequences.insert(id, state.loaded.sequence(capacity));
             Ok(id)
         })?;
-        Ok(Box::new(WgpuSession { worker: self.worker.clone(), vocab: self.model.manifest().vocab, capacity, id, len: 0 }))
+        Ok(Box::new(WgpuSession {
+            worker: self.worker.clone(),
+            vocab: self.model.manifest().vocab,
+            capacity,
+            id,
+            len: 0,
+        }))
     }
 }
 

@@ -34,7 +34,8 @@ impl Run {
 
     /// The longest run that begins at operator `at`.
     pub(crate) fn find(section: &Section, at: usize) -> Run {
-        let found = [(Run::Norm, is_norm as Matcher), (Run::Quantise, is_quantise), (Run::Probabilities, is_probabilities)];
+        let found =
+            [(Run::Norm, is_norm as Matcher), (Run::Quantise, is_quantise), (Run::Probabilities, is_probabilities)];
         let found = found.into_iter().find(|(run, matches)| {
             section.ops.get(at..at + run.len()).is_some_and(|ops| matches(ops, at as u32, section))
         });
@@ -154,8 +155,24 @@ impl Gpu {
                 // SAFETY: as in `Gpu::launch`; the kernel touches the elements that the run's operators would.
                 unsafe {
                     fused::norm::launch_unchecked(
-                        self.client(), count, units, ctx, x, gain, out, scale, xr, or, sr, n, floor, epsilon, v_floor,
-                        bits(5), bits(6), UNITS,
+                        self.client(),
+                        count,
+                        units,
+                        ctx,
+                        x,
+                        gain,
+                        out,
+                        scale,
+                        xr,
+                        or,
+                        sr,
+                        n,
+                        floor,
+                        epsilon,
+                        v_floor,
+                        bits(5),
+                        bits(6),
+                        UNITS,
                     )
                 }
             }
@@ -169,8 +186,25 @@ impl Gpu {
                 // SAFETY: as above.
                 unsafe {
                     fused::quantise::launch_unchecked(
-                        self.client(), count, units, ctx, x, out, scale, xr, or, sr, group as u32, floor as u32, bits(1),
-                        scale_bits, e, c_m as u32, c_e, UNITS, constant,
+                        self.client(),
+                        count,
+                        units,
+                        ctx,
+                        x,
+                        out,
+                        scale,
+                        xr,
+                        or,
+                        sr,
+                        group as u32,
+                        floor as u32,
+                        bits(1),
+                        scale_bits,
+                        e,
+                        c_m as u32,
+                        c_e,
+                        UNITS,
+                        constant,
                     )
                 }
             }
@@ -183,8 +217,24 @@ impl Gpu {
                 // SAFETY: as above; the last operator's output is as large as the scores.
                 unsafe {
                     fused::probabilities::launch_unchecked(
-                        self.client(), count, units, ctx, q, qs, k, ks, table, scale, qr, qsr, k_stride, ks_stride, sr, group,
-                        shared_by, UNITS,
+                        self.client(),
+                        count,
+                        units,
+                        ctx,
+                        q,
+                        qs,
+                        k,
+                        ks,
+                        table,
+                        scale,
+                        qr,
+                        qsr,
+                        k_stride,
+                        ks_stride,
+                        sr,
+                        group,
+                        shared_by,
+                        UNITS,
                     )
                 }
             }
@@ -217,7 +267,15 @@ mod tests {
     }
 
     /// Runs a section's operators one by one or as one run; the outputs of `compare`, cut to each row's elements.
-    fn outputs(gpu: &Gpu, ops: &[Descriptor], run: Run, inputs: &Inputs, first: u32, batch: u32, compare: &[usize]) -> Vec<Vec<i32>> {
+    fn outputs(
+        gpu: &Gpu,
+        ops: &[Descriptor],
+        run: Run,
+        inputs: &Inputs,
+        first: u32,
+        batch: u32,
+        compare: &[usize],
+    ) -> Vec<Vec<i32>> {
         let last = first + batch - 1;
         let strides: Vec<u32> = ops.iter().map(|d| d.count(last) as u32).collect();
         let buffers: Vec<Buffer> = strides.iter().map(|s| gpu.empty((batch * s) as usize).unwrap()).collect();
@@ -240,11 +298,20 @@ mod tests {
                         _ => Source::None,
                     };
                 }
-                Call { descriptor: d, ctx: &ctx, batch, last, operands, out: &buffers[k], place: Place::batch(strides[k]) }
+                Call {
+                    descriptor: d,
+                    ctx: &ctx,
+                    batch,
+                    last,
+                    operands,
+                    out: &buffers[k],
+                    place: Place::batch(strides[k]),
+                }
             })
             .collect();
         gpu.launch_run(run, &calls).unwrap();
-        let read = gpu.read(compare.iter().map(|k| buffers[*k].slice(0, (batch * strides[*k]) as usize)).collect()).unwrap();
+        let read =
+            gpu.read(compare.iter().map(|k| buffers[*k].slice(0, (batch * strides[*k]) as usize)).collect()).unwrap();
         gpu.check(compare.iter().map(|k| &buffers[*k])).unwrap();
         let rows = |(k, words): (&usize, Vec<i32>)| -> Vec<i32> {
             let rows = words.chunks_exact(strides[*k] as usize).zip(first..);
@@ -321,7 +388,8 @@ mod tests {
             (ops[1].bits, ops[2].bits) = (bits, if constant { 0 } else { bits });
             let n = groups * g;
             let values: Vec<i32> = (0..batch * groups).flat_map(|_| vector(&mut rng, g as usize, i32::MAX)).collect();
-            let inputs = Inputs { prev: vec![(gpu.upload(values).unwrap(), n)], tables: Vec::new(), caches: Vec::new() };
+            let inputs =
+                Inputs { prev: vec![(gpu.upload(values).unwrap(), n)], tables: Vec::new(), caches: Vec::new() };
             assert_eq!(Run::find(&Section { ops: ops.clone() }, 0), Run::Quantise);
             let each = |run| outputs(&gpu, &ops, run, &inputs, 0, batch, &[1, 2]);
             assert_eq!(each(Run::Quantise), each(Run::Single), "quantiser of {groups} × {g}, {bits} bits");
@@ -329,7 +397,8 @@ mod tests {
         }
         let exp: Vec<i32> = (0..=256).map(|j| (32768.0 * (-f64::from(j) / 256.0).exp2()).round() as i32).collect();
         for _ in 0..60 {
-            let (kv, by, g) = (rng.random_range(1..4), rng.random_range(1..4), *[1u32, 8, 64].choose(&mut rng).unwrap());
+            let (kv, by, g) =
+                (rng.random_range(1..4), rng.random_range(1..4), *[1u32, 8, 64].choose(&mut rng).unwrap());
             let heads = kv * by;
             let first = *[0, 40, 250, 600].choose(&mut rng).unwrap();
             let block = *[16u16, 256].choose(&mut rng).unwrap();
@@ -341,9 +410,21 @@ mod tests {
             let ops = vec![
                 rows_of(op(Opcode::Scores, 1, Dtype::I32, [g as i32, by as i32, 0, 0], &[q, qs, k, ks])),
                 running(op(Opcode::RowMax, heads, Dtype::I32, [b, 0, 0, 0], &[own(0)])),
-                rows_of(op(Opcode::Exp, 1, Dtype::U16, [h, 0, 0, 0], &[own(0), Operand::tail(1, Dtype::I32, block), Operand::table(0, 0, Dtype::U16)])),
+                rows_of(op(
+                    Opcode::Exp,
+                    1,
+                    Dtype::U16,
+                    [h, 0, 0, 0],
+                    &[own(0), Operand::tail(1, Dtype::I32, block), Operand::table(0, 0, Dtype::U16)],
+                )),
                 running(op(Opcode::RowSum, heads, Dtype::I32, [b, 0, 0, 0], &[Operand::op(2, Dtype::U16)])),
-                rows_of(op(Opcode::Prob, 1, Dtype::U16, [h, 0, 0, 0], &[Operand::op(2, Dtype::U16), Operand::tail(3, Dtype::I32, block)])),
+                rows_of(op(
+                    Opcode::Prob,
+                    1,
+                    Dtype::U16,
+                    [h, 0, 0, 0],
+                    &[Operand::op(2, Dtype::U16), Operand::tail(3, Dtype::I32, block)],
+                )),
             ];
             let positions = first + batch;
             let shift = rng.random_range(-40..0);

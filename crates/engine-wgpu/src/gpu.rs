@@ -113,7 +113,10 @@ pub(crate) struct Call<'a> {
 
 impl Call<'_> {
     fn malformed(&self) -> GpuError {
-        GpuError::Unsupported(format!("{}: an operand has a kind that its kernel does not read", self.descriptor.opcode))
+        GpuError::Unsupported(format!(
+            "{}: an operand has a kind that its kernel does not read",
+            self.descriptor.opcode
+        ))
     }
 
     pub(crate) fn rows(&self, k: usize) -> Result<(BufferArg, RowsLaunch)> {
@@ -214,7 +217,9 @@ impl Gpu {
         let cubes = (words as u32).div_ceil(UNITS);
         let count = CubeCount::Static(cubes.min(MAX_CUBES), cubes.div_ceil(MAX_CUBES), 1);
         // SAFETY: both buffers hold `words`, and the kernel stops there.
-        unsafe { copy::launch_unchecked(&self.client, count, CubeDim::new_1d(UNITS), from.arg(), to.arg(), words as u32) }
+        unsafe {
+            copy::launch_unchecked(&self.client, count, CubeDim::new_1d(UNITS), from.arg(), to.arg(), words as u32)
+        }
     }
 
     /// Queues one operator.
@@ -282,14 +287,28 @@ impl Gpu {
             }
             Opcode::Gain => {
                 let ((x, xr), s) = (call.rows(0)?, call.table(1)?);
-                unsafe { elementwise::gain::launch_unchecked(client, over(count), units, ctx, x, s, out, xr, or, count) }
+                unsafe {
+                    elementwise::gain::launch_unchecked(client, over(count), units, ctx, x, s, out, xr, or, count)
+                }
             }
             Opcode::Quant => {
                 let ((v, vr), (a, ar)) = (call.rows(0)?, call.rows(1)?);
                 let (group, bits) = (p[0] as u32, d.bits as u32);
                 unsafe {
                     elementwise::quantise::launch_unchecked(
-                        client, over(count), units, ctx, v, a, out, vr, ar, or, count, group, bits,
+                        client,
+                        over(count),
+                        units,
+                        ctx,
+                        v,
+                        a,
+                        out,
+                        vr,
+                        ar,
+                        or,
+                        count,
+                        group,
+                        bits,
                     )
                 }
             }
@@ -298,7 +317,17 @@ impl Gpu {
                 let (groups, bits) = (count / 2, d.bits as u32);
                 unsafe {
                     elementwise::quant_scale::launch_unchecked(
-                        client, over(groups), units, ctx, a, out, ar, or, groups, bits, p[0],
+                        client,
+                        over(groups),
+                        units,
+                        ctx,
+                        a,
+                        out,
+                        ar,
+                        or,
+                        groups,
+                        bits,
+                        p[0],
                     )
                 }
             }
@@ -317,7 +346,18 @@ impl Gpu {
                 let (pairs, half) = (count / 2, p[0] as u32 / 2);
                 unsafe {
                     elementwise::rope::launch_unchecked(
-                        client, over(pairs), units, ctx, x, cos, sin, out, xr, or, pairs, half,
+                        client,
+                        over(pairs),
+                        units,
+                        ctx,
+                        x,
+                        cos,
+                        sin,
+                        out,
+                        xr,
+                        or,
+                        pairs,
+                        half,
                     )
                 }
             }
@@ -326,14 +366,27 @@ impl Gpu {
                 let groups = count / 2;
                 unsafe {
                     elementwise::scale_q::launch_unchecked(
-                        client, over(groups), units, ctx, a, out, ar, or, groups, p[0], p[1] as u32, p[2],
+                        client,
+                        over(groups),
+                        units,
+                        ctx,
+                        a,
+                        out,
+                        ar,
+                        or,
+                        groups,
+                        p[0],
+                        p[1] as u32,
+                        p[2],
                     )
                 }
             }
             Opcode::ToFixed => {
                 let (v, vr) = call.rows(0)?;
                 let s = p[0] as u32;
-                unsafe { elementwise::fixed::launch_unchecked(client, over(count), units, ctx, v, out, vr, or, count, s) }
+                unsafe {
+                    elementwise::fixed::launch_unchecked(client, over(count), units, ctx, v, out, vr, or, count, s)
+                }
             }
             Opcode::Scores => {
                 let ((q, qr), (qs, qsr)) = (call.rows(0)?, call.rows(1)?);
@@ -341,8 +394,22 @@ impl Gpu {
                 let (group, shared_by) = (p[0] as u32, p[1] as u32);
                 unsafe {
                     attention::scores::launch_unchecked(
-                        client, positions(d.outer), units, ctx, q, qs, k, ks, out, qr, qsr, k_stride, ks_stride, or,
-                        group, shared_by,
+                        client,
+                        positions(d.outer),
+                        units,
+                        ctx,
+                        q,
+                        qs,
+                        k,
+                        ks,
+                        out,
+                        qr,
+                        qsr,
+                        k_stride,
+                        ks_stride,
+                        or,
+                        group,
+                        shared_by,
                     )
                 }
             }
@@ -371,7 +438,19 @@ impl Gpu {
                 let (group, shared_by) = (p[0] as u32, p[1] as u32);
                 unsafe {
                     attention::mix::launch_unchecked(
-                        client, over(d.inner), units, ctx, pr, v, out, prr, v_stride, or, d.inner, group, shared_by,
+                        client,
+                        over(d.inner),
+                        units,
+                        ctx,
+                        pr,
+                        v,
+                        out,
+                        prr,
+                        v_stride,
+                        or,
+                        d.inner,
+                        group,
+                        shared_by,
                     )
                 }
             }
@@ -379,18 +458,33 @@ impl Gpu {
                 let ((g, gr), (u, ur), table) = (call.rows(0)?, call.rows(1)?, call.table(2)?);
                 unsafe {
                     elementwise::silu::launch_unchecked(
-                        client, over(count), units, ctx, g, u, table, out, gr, ur, or, count,
+                        client,
+                        over(count),
+                        units,
+                        ctx,
+                        g,
+                        u,
+                        table,
+                        out,
+                        gr,
+                        ur,
+                        or,
+                        count,
                     )
                 }
             }
             Opcode::Add => {
                 let ((x, xr), (y, yr)) = (call.rows(0)?, call.rows(1)?);
-                unsafe { elementwise::add::launch_unchecked(client, over(count), units, ctx, x, y, out, xr, yr, or, count) }
+                unsafe {
+                    elementwise::add::launch_unchecked(client, over(count), units, ctx, x, y, out, xr, yr, or, count)
+                }
             }
             Opcode::Select => {
                 let (l, lr) = call.rows(0)?;
                 let cubes = CubeCount::Static(call.batch, 1, 1);
-                unsafe { matrix::select::launch_unchecked(client, cubes, units, ctx, l, out, lr, or, p[0] as u32, UNITS) }
+                unsafe {
+                    matrix::select::launch_unchecked(client, cubes, units, ctx, l, out, lr, or, p[0] as u32, UNITS)
+                }
             }
         }
         Ok(())

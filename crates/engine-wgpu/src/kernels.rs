@@ -5,6 +5,9 @@
 //! program declares, so nothing here depends on which operator wrote an operand. `ctx` holds the first position of the
 //! batch, then its tokens.
 
+// Kernels are written in a subset of Rust: `checked_div` and `clamp` are not in it, and operands are separate arguments.
+#![allow(clippy::manual_checked_ops, clippy::manual_clamp, clippy::too_many_arguments)]
+
 pub(crate) mod arith;
 pub(crate) mod attention;
 pub(crate) mod elementwise;

@@ -341,7 +341,9 @@ impl Loaded {
         let section = self.model.program().section(kind);
         let missing = || GpuError::Device(format!("layer {layer} has no export {e}"));
         let d = section.exports().get(e).map(|op| &section.ops[*op]).ok_or_else(missing)?;
-        if let Some(Some(Some(buffer))) = sequence.caches.get(layer as usize).map(|c| c.get(e)).map(|c| c.map(|b| b.as_ref())) {
+        if let Some(Some(Some(buffer))) =
+            sequence.caches.get(layer as usize).map(|c| c.get(e)).map(|c| c.map(|b| b.as_ref()))
+        {
             return Ok((buffer, Place { absolute: true, ..Place::batch(d.count(0) as u32) }));
         }
         let slot = Scratch::slot(scratch.every_layer, layer);
@@ -442,7 +444,8 @@ impl<'a> Memory<'a> {
                 Source::Rows(buffer, Place { offset, ..place })
             }
             OperandKind::Cache => {
-                let (buffer, place) = self.loaded.export(self.at.layer, o.index as usize, self.sequence, self.scratch)?;
+                let (buffer, place) =
+                    self.loaded.export(self.at.layer, o.index as usize, self.sequence, self.scratch)?;
                 Source::Cache(buffer, place.stride)
             }
             OperandKind::Weight => {

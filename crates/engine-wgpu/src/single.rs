@@ -3,10 +3,10 @@
 use cubecl::server::Handle;
 use sworn_isa::{Descriptor, OperandKind};
 
+use crate::GpuError;
 use crate::adapter::{Adapter, Selection};
 use crate::gpu::{Buffer, Call, Gpu, Place, Source};
 use crate::matrix::{Matrix, PackedRows};
-use crate::GpuError;
 
 /// One operand's values.
 #[derive(Clone, Copy, Debug)]
@@ -82,11 +82,11 @@ impl Kernels {
         let token = s.operands.iter().find_map(|o| if let Values::Token(t) = o { Some(*t) } else { None });
         let words = |v: &[i64]| self.gpu.upload(v.iter().map(|x| *x as i32).collect());
         let first = keep.len();
-        keep.push(Kept::Buffer(words(&[i64::from(s.t), i64::from(token.unwrap_or(0))])?));
+        keep.push(Kept::Buffer(Box::new(words(&[i64::from(s.t), i64::from(token.unwrap_or(0))])?)));
         for values in &s.operands {
             keep.push(match values {
-                Values::Tensor(v) => Kept::Buffer(words(v)?),
-                Values::Cache(rows) => Kept::Buffer(words(&rows.concat())?),
+                Values::Tensor(v) => Kept::Buffer(Box::new(words(v)?)),
+                Values::Cache(rows) => Kept::Buffer(Box::new(words(&rows.concat())?)),
                 Values::Rows(m) => Kept::Matrix(Matrix::upload(&self.gpu, *m, self.most_rows)?),
                 Values::None | Values::Token(_) => Kept::Nothing,
             });
@@ -133,6 +133,6 @@ impl Kernels {
 /// What must live until the launch was queued.
 enum Kept {
     Nothing,
-    Buffer(Buffer),
+    Buffer(Box<Buffer>),
     Matrix(Matrix),
 }

@@ -86,8 +86,28 @@ fn synthetic_models_give_every_byte_of_the_cpu_backend() {
     let specs = [
         base,
         // Sizes that fill no word and no cube, untied, one head per key/value head.
-        SyntheticSpec { layers: 1, hidden: 50, heads: 5, kv_heads: 5, head_dim: 10, ffn: 77, tied: false, seed: 2, ..base },
-        SyntheticSpec { layers: 2, hidden: 64, heads: 8, kv_heads: 1, head_dim: 32, ffn: 130, vocab: 1000, seed: 3, ..base },
+        SyntheticSpec {
+            layers: 1,
+            hidden: 50,
+            heads: 5,
+            kv_heads: 5,
+            head_dim: 10,
+            ffn: 77,
+            tied: false,
+            seed: 2,
+            ..base
+        },
+        SyntheticSpec {
+            layers: 2,
+            hidden: 64,
+            heads: 8,
+            kv_heads: 1,
+            head_dim: 32,
+            ffn: 130,
+            vocab: 1000,
+            seed: 3,
+            ..base
+        },
         // Vectors longer than one reduction group.
         SyntheticSpec { layers: 1, hidden: 2304, heads: 2, kv_heads: 1, head_dim: 64, ffn: 2100, seed: 4, ..base },
     ];

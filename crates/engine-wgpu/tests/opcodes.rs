@@ -2,6 +2,7 @@
 //!
 //! Needs a Vulkan adapter; `script/mesa` gets a software one.
 
+// The generator alone: depending on the test kit would build the node and the chain before these kernels can be tested.
 #[path = "../../testkit/src/cases.rs"]
 #[allow(unreachable_pub, dead_code)]
 mod cases;
@@ -102,4 +103,20 @@ fn matrices_over_a_bindings_size_are_split() {
         let (elements, _) = check(&kernels, opcode, 3);
         assert!(elements >= ELEMENTS);
     }
+}
+
+#[test]
+fn sums_beyond_the_word_are_clamped() {
+    // ADD reads any I32 tensor, so also sums that do not fit: the reference clamps them.
+    let kernels = kernels();
+    let bounds = [i32::MIN, i32::MIN + 1, -(1 << 30), 1 - (1 << 30), -1, 0, 1, (1 << 30) - 1, 1 << 30, i32::MAX];
+    let pairs = || bounds.iter().flat_map(|x| bounds.map(|y| (*x, y)));
+    let x: Vec<i64> = pairs().map(|(x, _)| x.into()).collect();
+    let y: Vec<i64> = pairs().map(|(_, y)| y.into()).collect();
+    let mut d = cases(Opcode::Add, 1).next().unwrap().descriptor;
+    (d.outer, d.div, d.inner) = (1, 0, x.len() as u32);
+    let operands = [Values::Tensor(&x), Values::Tensor(&y), Values::None, Values::None];
+    let got = kernels.run(&[Single { descriptor: &d, t: 0, operands }]).unwrap();
+    let want: Vec<i64> = pairs().map(|(x, y)| sworn_isa::fixed::add_clamp(x, y).into()).collect();
+    assert_eq!(got, [want]);
 }

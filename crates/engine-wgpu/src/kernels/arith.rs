@@ -5,7 +5,6 @@
 
 use cubecl::prelude::*;
 
-
 /// |x| as an unsigned word; −2^31 gives 2^31.
 #[cube]
 pub(crate) fn magnitude(x: i32) -> u32 {
@@ -112,12 +111,12 @@ pub(crate) fn isqrt(n: u32) -> u32 {
     let mut bit = 1073741824u32;
     for _ in 0..16u32 {
         let trial = root + bit;
-        root = root >> 1u32;
+        root >>= 1u32;
         if rest >= trial {
             rest -= trial;
             root += bit;
         }
-        bit = bit >> 2u32;
+        bit >>= 2u32;
     }
     root
 }
@@ -224,17 +223,20 @@ pub(crate) fn silu_mul(g: i32, u: i32, e: u32) -> i32 {
     signed((g < 0) != (u < 0), mulrs(mul15r(magnitude(g), sigma), magnitude(u), 14i32))
 }
 
-/// x + y clamped to ±CL; both lie within ±2^30, so the sum fits.
+/// x + y clamped to ±CL. The sum wraps exactly if its sign is neither operand's.
 #[cube]
 pub(crate) fn add_clamp(x: i32, y: i32) -> i32 {
-    let mut z = x + y;
-    if z > 1073741823i32 {
-        z = 1073741823i32;
+    let sum = x + y;
+    let mut m = magnitude(sum);
+    let mut negative = sum < 0;
+    if ((x ^ sum) & (y ^ sum)) < 0 {
+        m = 1073741823u32;
+        negative = x < 0;
     }
-    if z < -1073741823i32 {
-        z = -1073741823i32;
+    if m > 1073741823u32 {
+        m = 1073741823u32;
     }
-    z
+    signed(negative, m)
 }
 
 /// √ of a 64-bit sum of squares as `RMS` takes it, and the even shift before it.

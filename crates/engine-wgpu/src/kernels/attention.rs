@@ -113,16 +113,7 @@ fn combine(a: i32, b: i32, #[comptime] sum: bool) -> i32 {
 
 /// `EXP`. Cubes: positions × rows × heads.
 #[cube(launch_unchecked)]
-pub(crate) fn exp(
-    ctx: &[u32],
-    s: &[i32],
-    max: &[i32],
-    table: &[i32],
-    out: &mut [i32],
-    sr: Rows,
-    mr: Rows,
-    or: Rows,
-) {
+pub(crate) fn exp(ctx: &[u32], s: &[i32], max: &[i32], table: &[i32], out: &mut [i32], sr: Rows, mr: Rows, or: Rows) {
     let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
     let t = ctx[0] + r;
     if j <= t {

@@ -86,7 +86,12 @@ pub(crate) fn linear<N: Size>(
         acc[p as usize] = Vector::new(0i32);
     }
     if quad < quads {
-        let mut k = UNIT_POS_Y;
+        // Where nothing is split, the column must not depend on the unit even formally: a software adapter then loads an
+        // activation once for all lanes.
+        let mut k = 0u32;
+        if comptime!(splits > 1) {
+            k = UNIT_POS_Y;
+        }
         while k < words {
             let word = weights[(k * quads + quad) as usize];
             let w0 = byte::<N>(word, 0u32);
@@ -115,7 +120,7 @@ pub(crate) fn linear<N: Size>(
             sync_cube();
             if UNIT_POS_Y == 0u32 {
                 for s in 1..splits {
-                    acc[p as usize] = acc[p as usize] + shared[(s * lanes + UNIT_POS_X) as usize];
+                    acc[p as usize] += shared[(s * lanes + UNIT_POS_X) as usize];
                 }
             }
             sync_cube();
