@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use alloy::primitives::{Address, B256};
+use alloy::primitives::Address;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// AI inference under oath: answers backed by a bond, wrong ones proven wrong on chain.
@@ -480,5 +480,3 @@ pub(crate) enum Key {
     },
 }
 
-/// A 32-byte id as a flag.
-pub(crate) type Id = B256;

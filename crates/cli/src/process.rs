@@ -71,12 +71,6 @@ impl Process {
             Some(status) => Err(Fault::failed(format!("{} ended early ({status}):\n{}", self.name, tail(&self.log)))),
         }
     }
-
-    /// Waits for the end, which must be a success.
-    pub(crate) async fn finish(mut self) -> Result<()> {
-        let status = self.child.wait().await?;
-        if status.success() { Ok(()) } else { Err(Fault::failed(format!("{} failed ({status}):\n{}", self.name, tail(&self.log)))) }
-    }
 }
 
 fn tail(log: &Path) -> String {

@@ -78,28 +78,26 @@ async fn play(settings: &Settings, command: &args::Demo, root: &Path, liar: &Pat
     timeline.say(Stage::Crew, &format!("anvil at {}, contracts deployed by script/Deploy.s.sol", net.rpc))?;
     let cast = Cast::assemble(&net).await?;
     timeline.begin(&net, &cast, &loaded).await?;
-    model::register(&cast.honest.account, &loaded, String::new()).await?;
-
     let (lines, mut heard) = mpsc::unbounded_channel();
-    let mut processes = Processes::start(settings, command, &net, &cast, liar, &devnet::named(&command.model, Some(&loaded)), dir, lines).await?;
+    timeline.during(&mut heard, model::register(&cast.honest.account, &loaded, String::new())).await?;
+    timeline.during(&mut heard, cast.register(&net, loaded.id().into())).await?;
+    let name = devnet::named(&command.model, Some(&loaded));
+    let mut processes = Processes::start(settings, command, &net, &cast, liar, &name, dir, lines)?;
     wait_until_started(&mut timeline, &mut processes, &mut heard).await?;
     let before = cast.balances(&net).await?;
 
     timeline.heading("Two questions")?;
     let id = B256::from(loaded.id());
-    let (honest, fraud) = questions(&cast, &loaded, id, command.max_tokens).await?;
-    timeline.jobs(honest, fraud);
-
-    let finished = follow(&mut timeline, &mut processes, &mut heard, &net, &cast, honest, fraud).await;
-    finished?;
+    let (honest, fraud) = timeline.during(&mut heard, questions(&cast, &loaded, id, command.max_tokens)).await?;
+    follow(&mut timeline, &mut processes, &mut heard, &net, &cast, honest, fraud).await?;
     // The user collects like everybody: what the market owes is pulled, never pushed.
-    money::withdraw(&cast.user.account).await?;
-    timeline.catch_up().await?;
+    timeline.during(&mut heard, money::withdraw(&cast.user.account)).await?;
     let after = cast.balances(&net).await?;
 
     timeline.heading("The books")?;
-    let honest_shown = job::show(settings, &net.link, honest, Some(&timeline.model_name(&loaded))).await?;
-    let fraud_shown = job::show(settings, &net.link, fraud, Some(&timeline.model_name(&loaded))).await?;
+    let path = loaded.path().display().to_string();
+    let honest_shown = job::show(settings, &net.link, honest, Some(&path)).await?;
+    let fraud_shown = job::show(settings, &net.link, fraud, Some(&path)).await?;
     let report = Report::new(&timeline, &honest_shown, &fraud_shown, before, after);
     timeline.text(&report.text(&net.link.currency))?;
     Ok(report)
@@ -125,11 +123,10 @@ async fn wait_until_started(timeline: &mut Timeline, processes: &mut Processes, 
             return Err(Fault::failed(format!("{} did not start in {} s", missing.join(", "), PATIENCE.as_secs())));
         }
         timeline.catch_up().await?;
-        while let Ok(line) = heard.try_recv() {
+        for line in timeline.listen(heard)? {
             if line.value["event"] == "started" {
                 missing.retain(|name| *name != line.from);
             }
-            timeline.hear(&line)?;
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -149,10 +146,8 @@ async fn follow(
     let until = Instant::now() + PATIENCE;
     loop {
         processes.check()?;
-        while let Ok(line) = heard.try_recv() {
-            timeline.hear(&line)?;
-        }
         timeline.catch_up().await?;
+        timeline.listen(heard)?;
         let states = [job::existing(&net.link, honest).await?.state, job::existing(&net.link, fraud).await?.state];
         if states.iter().all(|s| s.is_terminal()) {
             let market = net.link.chain.market();

@@ -55,7 +55,7 @@ impl Cast {
     }
 
     /// Stakes, endpoint and price of both nodes.
-    async fn register(&self, net: &Localnet, model: alloy::primitives::B256) -> Result<()> {
+    pub(super) async fn register(&self, net: &Localnet, model: alloy::primitives::B256) -> Result<()> {
         let nodes = net.link.chain.deployment().nodes;
         let milli = whole(1) / U256::from(1000);
         let price = |thousandths: u64| u128::try_from(milli * U256::from(thousandths)).unwrap_or(u128::MAX);
@@ -125,9 +125,9 @@ impl Books {
 pub(super) struct Processes(Vec<(&'static str, Process)>);
 
 impl Processes {
-    /// Registers both nodes and starts them and the watcher.
+    /// Starts both nodes and the watcher.
     #[allow(clippy::too_many_arguments, reason = "one caller, and all of it is needed")]
-    pub(super) async fn start(
+    pub(super) fn start(
         settings: &Settings,
         command: &args::Demo,
         net: &Localnet,
@@ -137,8 +137,6 @@ impl Processes {
         dir: &Path,
         lines: mpsc::UnboundedSender<Line>,
     ) -> Result<Self> {
-        let id = crate::models::load(settings, model)?.id();
-        cast.register(net, id.into()).await?;
         let me = std::env::current_exe()?;
         let backend = match command.backend {
             args::BackendChoice::Auto => "auto",

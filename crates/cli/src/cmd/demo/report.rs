@@ -60,7 +60,12 @@ struct Fraud {
 struct Gas {
     by_call: BTreeMap<String, u64>,
     total: u64,
+    /// of the calls that only a challenge makes
+    challenge: u64,
 }
+
+/// Calls that only a challenge makes.
+const CHALLENGE: [&str; 8] = ["demand", "answer", "timeout", "announce", "proveFraud", "contestReward", "settleReward", "reclaimFees"];
 
 #[derive(Serialize)]
 struct Balances {
@@ -87,7 +92,8 @@ impl Gas {
         for t in transactions {
             *calls.entry(t.call.clone()).or_default() += t.gas;
         }
-        Self { by_call: calls, total: transactions.iter().map(|t| t.gas).sum() }
+        let challenge = CHALLENGE.iter().filter_map(|call| calls.get(*call)).sum();
+        Self { by_call: calls, total: transactions.iter().map(|t| t.gas).sum(), challenge }
     }
 }
 
@@ -156,7 +162,7 @@ impl Report {
         });
         let how = if self.fraud.proven_by == "element" { "proven wrong on one element" } else { "slashed for its silence" };
         format!(
-            "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({lie})\n  challenge       {} answers, {} gas in all for the job\n  every wei       {}",
+            "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({lie})\n  challenge       {} answer{}, {} gas ({} for the job in all)\n  every wei       {}",
             if self.as_it_should_be() { "As it should be." } else { "NOT as it should be." },
             self.honest.job,
             self.honest.status,
@@ -164,6 +170,8 @@ impl Report {
             self.fraud.job,
             self.fraud.status,
             self.fraud.answers,
+            if self.fraud.answers == 1 { "" } else { "s" },
+            grouped(self.fraud.gas.challenge),
             grouped(self.fraud.gas.total),
             if self.conserved { "is where it should be" } else { "is NOT accounted for" },
         )

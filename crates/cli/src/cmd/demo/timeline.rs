@@ -1,8 +1,9 @@
 //! What happens, as it happens: every transaction of every block, and what the processes say beside it.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::io::IsTerminal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256, U256};
 use owo_colors::{OwoColorize, Style};
@@ -17,6 +18,7 @@ use sworn_bindings::{Deployment, Event, IDevToken};
 use sworn_commit::sequence;
 use sworn_isa::SectionKind;
 use sworn_model::Model;
+use tokio::sync::mpsc;
 
 use super::cast::Cast;
 use crate::amount::Currency;
@@ -99,7 +101,6 @@ struct Play {
     link: Link,
     rpc: String,
     names: BTreeMap<Address, &'static str>,
-    model: std::path::PathBuf,
     tokenizer: Box<dyn Fn(&[u32]) -> String + Send + Sync>,
     opcodes: [Vec<&'static str>; 3],
     layers: u16,
@@ -113,7 +114,6 @@ pub(super) struct Timeline {
     start: Instant,
     coloured: bool,
     play: Option<Play>,
-    jobs: Option<(u64, u64)>,
     pub(super) transactions: Vec<Transaction>,
     pub(super) proven: Option<LieFound>,
     pub(super) told: Option<LieFound>,
@@ -139,7 +139,6 @@ impl Timeline {
             start: Instant::now(),
             coloured: terminal && std::env::var_os("NO_COLOR").is_none(),
             play: None,
-            jobs: None,
             transactions: Vec::new(),
             proven: None,
             told: None,
@@ -157,7 +156,6 @@ impl Timeline {
             link: net.link.clone(),
             rpc: net.rpc.clone(),
             names: cast.named().into_iter().map(|(name, address)| (address, name)).collect(),
-            model: model.path().to_owned(),
             tokenizer: Box::new(move |tokens| texts.tokenizer().map(|t| t.decode(tokens, false)).unwrap_or_default()),
             opcodes: [section(SectionKind::Embedding), section(SectionKind::Block), section(SectionKind::Head)],
             layers: model.layers(),
@@ -167,14 +165,31 @@ impl Timeline {
         self.catch_up().await
     }
 
-    /// Which jobs the report is about.
-    pub(super) fn jobs(&mut self, honest: u64, fraud: u64) {
-        self.jobs = Some((honest, fraud));
+    /// Tells what happens while `work` goes on.
+    pub(super) async fn during<T>(&mut self, heard: &mut mpsc::UnboundedReceiver<Line>, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => {
+                    self.catch_up().await?;
+                    return done;
+                }
+                () = tokio::time::sleep(Duration::from_millis(200)) => {
+                    self.catch_up().await?;
+                    self.listen(heard)?;
+                }
+            }
+        }
     }
 
-    /// The model by its directory, which is unambiguous.
-    pub(super) fn model_name(&self, model: &Model) -> String {
-        self.play.as_ref().map_or_else(|| model.path().display().to_string(), |p| p.model.display().to_string())
+    /// Tells all that the processes have said since.
+    pub(super) fn listen(&mut self, heard: &mut mpsc::UnboundedReceiver<Line>) -> Result<Vec<Line>> {
+        let mut lines = Vec::new();
+        while let Ok(line) = heard.try_recv() {
+            self.hear(&line)?;
+            lines.push(line);
+        }
+        Ok(lines)
     }
 
     pub(super) fn text(&self, text: &str) -> Result<()> {
@@ -198,7 +213,7 @@ impl Timeline {
     }
 
     /// What a process says that is not a transaction of its own.
-    pub(super) fn hear(&mut self, line: &Line) -> Result<()> {
+    fn hear(&mut self, line: &Line) -> Result<()> {
         let (who, v) = (Stage::of(line.from), &line.value);
         let number = |field: &str| v[field].as_u64().unwrap_or_default();
         match v["event"].as_str().unwrap_or_default() {
