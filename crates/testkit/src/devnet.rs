@@ -183,7 +183,17 @@ impl Devnet {
         let port = free_port()?;
         let log = std::fs::File::create(dir.path().join("anvil.log")).map_err(DevnetError::other)?;
         let child = Command::new(&binary)
-            .args(["--port", &port.to_string(), "--block-time", "1", "--mixed-mining", "--accounts", "1", "--gas-limit", "60000000"])
+            .args([
+                "--port",
+                &port.to_string(),
+                "--block-time",
+                "1",
+                "--mixed-mining",
+                "--accounts",
+                "1",
+                "--gas-limit",
+                "60000000",
+            ])
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(DevnetError::other)?)
             .stderr(log)
@@ -320,7 +330,8 @@ impl Devnet {
 
 async fn fund(provider: &impl Provider, who: Address) -> Result<()> {
     let ether = U256::from(1_000_000_000_000_000_000_000u128);
-    let set: std::result::Result<serde_json::Value, _> = provider.client().request("anvil_setBalance", (who, ether)).await;
+    let set: std::result::Result<serde_json::Value, _> =
+        provider.client().request("anvil_setBalance", (who, ether)).await;
     set.map_err(DevnetError::other).map(drop)
 }
 
@@ -368,7 +379,14 @@ impl Actor {
     ///
     /// # Errors
     /// The market refuses.
-    pub async fn ask(&self, model: &Model, node: Address, prompt: &[u32], max_new: u32, max_price: u128) -> Result<u64> {
+    pub async fn ask(
+        &self,
+        model: &Model,
+        node: Address,
+        prompt: &[u32],
+        max_new: u32,
+        max_price: u128,
+    ) -> Result<u64> {
         let chain = self.sender.chain();
         let (market, token) = (chain.deployment().market, chain.deployment().token);
         let approve = sworn_bindings::IERC20::approveCall { spender: market, value: U256::MAX };

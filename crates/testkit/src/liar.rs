@@ -65,7 +65,9 @@ pub struct Lie {
 
 /// Not a lie that this crate knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no lie: give an opcode's name, token, model, padding or none, with +interactive, +withhold, +withhold:positions, +withhold:oplist, +withhold:pages, +mute, +malformed or +second-story if wanted")]
+#[error(
+    "{0:?} is no lie: give an opcode's name, token, model, padding or none, with +interactive, +withhold, +withhold:positions, +withhold:oplist, +withhold:pages, +mute, +malformed or +second-story if wanted"
+)]
 pub struct UnknownLie(String);
 
 impl FromStr for Lie {
@@ -488,7 +490,16 @@ mod tests {
     #[test]
     fn lies_are_named_as_they_are_shown() {
         let ops = Opcode::ALL.iter().map(|o| o.name().to_owned());
-        let named = ["none", "token", "model", "padding", "LINEAR+withhold", "MIX+withhold:pages", "token+mute", "ADD+second-story"];
+        let named = [
+            "none",
+            "token",
+            "model",
+            "padding",
+            "LINEAR+withhold",
+            "MIX+withhold:pages",
+            "token+mute",
+            "ADD+second-story",
+        ];
         for name in ops.chain(named.map(str::to_owned)) {
             let lie: Lie = name.parse().unwrap();
             assert_eq!(lie.to_string(), name);

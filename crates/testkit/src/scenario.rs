@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, U256};
 use serde_json::Value;
-use sworn_bindings::{IMarket, JobState};
+use sworn_bindings::{IERC20, IMarket, INodes, JobState};
 use sworn_model::{Model, SyntheticSpec, synthetic};
 
 use crate::devnet::{Actor, BURN, Devnet, DevnetError, Guard, PURSE, Terms, free_port};
@@ -27,7 +27,6 @@ pub struct Process {
     /// What it is, for messages.
     pub name: String,
     lines: Arc<Mutex<Vec<Value>>>,
-    read: usize,
     _child: Guard,
     log: PathBuf,
 }
@@ -52,20 +51,12 @@ impl Process {
                 }
             }
         });
-        Ok(Process { name: name.to_owned(), lines, read: 0, _child: Guard(child), log })
+        Ok(Process { name: name.to_owned(), lines, _child: Guard(child), log })
     }
 
     /// Everything it told.
     pub fn events(&self) -> Vec<Value> {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// What it told since the last call.
-    pub fn news(&mut self) -> Vec<Value> {
-        let all = self.events();
-        let news = all[self.read..].to_vec();
-        self.read = all.len();
-        news
     }
 
     /// Waits for an event of this name.
@@ -106,6 +97,18 @@ pub struct Stage {
     /// Who watches.
     pub watcher: Actor,
     terms: Terms,
+    /// Where the node serves.
+    listen: String,
+}
+
+/// The product's program, built beside the tests.
+///
+/// # Errors
+/// It is not built.
+pub fn sworn() -> Result<PathBuf> {
+    let exe = std::env::current_exe().map_err(DevnetError::other)?;
+    let found = exe.ancestors().skip(1).take(2).map(|d| d.join("sworn")).find(|p| p.is_file());
+    found.ok_or_else(|| DevnetError::other("the program `sworn` is not built: run `cargo build --workspace --bins`"))
 }
 
 impl Stage {
@@ -135,7 +138,8 @@ impl Stage {
         let (operator, user, watcher) =
             (net.actor("operator").await?, net.actor("user").await?, net.actor("watcher").await?);
         net.register(&model, &user).await?;
-        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms })
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms, listen })
     }
 
     /// Starts the node that lies.
@@ -143,29 +147,75 @@ impl Stage {
     /// # Errors
     /// It does not start.
     pub async fn liar(&self, program: &Path, arguments: &[&str]) -> Result<Process> {
-        let (key, password) = self.operator.keystore()?;
-        let port = free_port()?;
+        self.register_node().await?;
         let mut command = Command::new(program);
-        command
-            .args(["--json", "--rpc", &self.net.rpc, "--backend", "cpu", "--log", "info"])
-            .arg("--deployment")
-            .arg(self.net.deployment_file())
-            .arg("--key")
-            .arg(key)
-            .arg("--password-file")
-            .arg(password)
-            .arg("--model")
-            .arg(self.model.path())
-            .arg("--state")
-            .arg(self.operator.dir.join("state"))
-            .args(["--listen", &format!("127.0.0.1:{port}"), "--endpoint", &format!("http://127.0.0.1:{port}")])
-            .args(["--capacity", "4", "--stake", &STAKE.to_string()])
-            .args(["--input-price", &INPUT_PRICE.to_string(), "--output-price", &OUTPUT_PRICE.to_string()])
-            .args(["--longest", "512"])
-            .args(arguments);
+        self.common(&mut command, &self.operator)?;
+        command.args(["--listen", &self.listen, "--backend", "cpu"]).args(arguments);
         let process = Process::start("liar", self.net.dir.path(), &mut command)?;
         process.wait("started", Duration::from_secs(60)).await?;
         Ok(process)
+    }
+
+    /// Starts an honest node: `sworn node run`.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn node(&self) -> Result<Process> {
+        self.register_node().await?;
+        let mut command = Command::new(sworn()?);
+        command.args(["node", "run"]);
+        self.common(&mut command, &self.operator)?;
+        command.args(["--listen", &self.listen, "--backend", "cpu"]);
+        let process = Process::start("node", self.net.dir.path(), &mut command)?;
+        process.wait("started", Duration::from_secs(60)).await?;
+        Ok(process)
+    }
+
+    /// Starts `sworn watch`.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn watch(&self, arguments: &[&str]) -> Result<Process> {
+        self.watch_as(&self.watcher, arguments)
+    }
+
+    /// Starts `sworn watch` for somebody else.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn watch_as(&self, who: &Actor, arguments: &[&str]) -> Result<Process> {
+        let mut command = Command::new(sworn()?);
+        command.arg("watch");
+        self.common(&mut command, who)?;
+        command.args(["--backend", "cpu"]).args(arguments);
+        Process::start(&who.name, self.net.dir.path(), &mut command)
+    }
+
+    fn common(&self, command: &mut Command, actor: &Actor) -> Result<()> {
+        let (key, password) = actor.keystore()?;
+        command.args(["--json", "--log", "info", "--rpc", &self.net.rpc]);
+        command.arg("--deployment").arg(self.net.deployment_file());
+        command.arg("--key").arg(key).arg("--password-file").arg(password);
+        command.arg("--home").arg(self.net.dir.path().join("home"));
+        command.arg("--model").arg(self.model.path()).arg("--state").arg(actor.dir.join("state"));
+        Ok(())
+    }
+
+    /// Stake, endpoint and price.
+    async fn register_node(&self) -> Result<()> {
+        let d = &self.net.deployment;
+        let approve = IERC20::approveCall { spender: d.nodes, value: U256::from(STAKE) };
+        self.operator.send("approve nodes", d.token, &approve).await?;
+        self.operator.send("deposit", d.nodes, &INodes::depositCall { amount: STAKE }).await?;
+        let configure = INodes::configureCall { endpoint: format!("http://{}", self.listen), capacity: 4 };
+        self.operator.send("configure", d.nodes, &configure).await?;
+        let ask = INodes::setAskCall {
+            modelId: self.model.id().into(),
+            perInputToken: INPUT_PRICE,
+            perOutputToken: OUTPUT_PRICE,
+            maxTokens: 512,
+        };
+        self.operator.send("ask", d.nodes, &ask).await.map(drop)
     }
 
     /// Buys an answer.
@@ -196,7 +246,11 @@ impl Stage {
                 return Ok(job);
             }
             if start.elapsed() > patience {
-                return Err(DevnetError::Other(format!("job {id} is {}, not {}, after {patience:?}", job.state.name(), state.name())));
+                return Err(DevnetError::Other(format!(
+                    "job {id} is {}, not {}, after {patience:?}",
+                    job.state.name(),
+                    state.name()
+                )));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

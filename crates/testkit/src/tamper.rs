@@ -5,7 +5,9 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sworn_commit::TraceDims;
-use sworn_engine::{Audit, Backend, Cpu, EngineError, Generation, HookFactory, OpHook, OpTensor, Request, audit, generate};
+use sworn_engine::{
+    Audit, Backend, Cpu, EngineError, Generation, HookFactory, OpHook, OpTensor, Request, audit, generate,
+};
 use sworn_isa::{Descriptor, Opcode, Program, SectionKind, fixed::CL};
 use sworn_model::Model;
 
@@ -58,7 +60,13 @@ pub fn wrong_value(d: &Descriptor, element: u64, right: i64, attempt: u32, rng: 
         // A row's largest exponential must stay what it is, or the sum loses its lower bound.
         Exp => (right + 8192).min(40_960),
         RowSum => right + (right / 2).max(1),
-        Prob => if right < 16_384 { right + 8192 } else { right - 8192 },
+        Prob => {
+            if right < 16_384 {
+                right + 8192
+            } else {
+                right - 8192
+            }
+        }
         Mix => toward_zero((1 << 20) * grow.min(64)),
         Select => {
             let vocabulary = i64::from(d.params[0].max(2));
@@ -135,7 +143,8 @@ pub fn tampered(cpu: &Cpu, place: Place, attempt: u32) -> Cpu {
 /// The operators of this opcode, as (section, operator).
 pub fn operators(program: &Program, opcode: Opcode) -> Vec<(SectionKind, usize)> {
     let kinds = [SectionKind::Embedding, SectionKind::Block, SectionKind::Head];
-    let ops = kinds.into_iter().flat_map(|k| program.section(k).ops.iter().enumerate().map(move |(i, d)| (k, i, d.opcode)));
+    let ops =
+        kinds.into_iter().flat_map(|k| program.section(k).ops.iter().enumerate().map(move |(i, d)| (k, i, d.opcode)));
     ops.filter(|(_, _, o)| *o == opcode).map(|(k, i, _)| (k, i)).collect()
 }
 
@@ -202,7 +211,9 @@ pub fn lie(cpu: &Cpu, request: &Request<'_>, opcode: Opcode, wanted: Wanted, see
             return Ok(Lied { generation, honest, cpu: dishonest, place });
         }
     }
-    Err(EngineError::Request(format!("no wrong element of {opcode} left a trace: give another layer, position, element or seed")))
+    Err(EngineError::Request(format!(
+        "no wrong element of {opcode} left a trace: give another layer, position, element or seed"
+    )))
 }
 
 /// The row of a place in a finished run; `None` if the run ended before it.

@@ -1,4 +1,5 @@
-//! Every lie, told by a process of its own on a chain of its own, ends in a slash; honest nodes are left alone.
+//! Every lie, told by a process of its own on a chain of its own, ends in a slash; honest nodes are left alone. The chain, the
+//! nodes and the watcher are the programs that people run.
 //!
 //! Turns are long, so that a busy machine does not decide an outcome; where a turn must pass, the chain's clock jumps.
 
@@ -6,13 +7,15 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use alloy::primitives::U256;
 use serde_json::Value;
 use sworn_bindings::JobState;
 use sworn_engine::{Backend, Cpu};
 use sworn_model::{Message, Model, ModelStore};
+use sworn_testkit::devnet::PURSE;
 use sworn_testkit::liar::perturb;
 use sworn_testkit::scenario::{Process, Stage};
-use sworn_watcher::{Config, WatchError, watch};
+use sworn_watcher::{Config, watch};
 use tokio::task::JoinHandle;
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
@@ -21,53 +24,54 @@ const PATIENCE: Duration = Duration::from_secs(100);
 /// A node that wants to answer does so sooner.
 const SILENCE: Duration = Duration::from_secs(6);
 
-/// A watcher in this process.
-struct Watcher {
-    events: Arc<Mutex<Vec<Value>>>,
-    read: usize,
-    task: JoinHandle<()>,
+/// A watcher: `sworn watch`, or in this process with a model that the test has damaged.
+enum Watcher {
+    Program(Process),
+    Task { events: Arc<Mutex<Vec<Value>>>, task: JoinHandle<()> },
 }
 
 impl Watcher {
-    fn start(stage: &Stage, model: Arc<Model>) -> Self {
-        let mut config = Config::new(&stage.net.rpc, stage.net.deployment.clone(), stage.watcher.dir.join("state"));
+    fn start(stage: &Stage) -> Self {
+        Watcher::Program(stage.watch(&[]).unwrap())
+    }
+
+    fn with_model(stage: &Stage, model: Arc<Model>) -> Self {
+        let mut config = Config::new(&stage.net.rpc, stage.net.deployment.clone(), stage.watcher.dir.join("broken"));
         config.backends.push(Arc::new(Cpu::with_threads(model, 1).unwrap()) as Arc<dyn Backend>);
         let events = Arc::new(Mutex::new(Vec::new()));
         let (sink, key) = (events.clone(), stage.watcher.signer.clone());
         let task = tokio::spawn(async move {
-            let tell = move |e: &sworn_watcher::WatcherEvent| sink.lock().unwrap().push(serde_json::to_value(e).unwrap());
-            // A watcher that was just killed may still hold its files.
-            while let Err(e) = watch(config.clone(), Some(key.clone()), tell.clone(), std::future::pending()).await {
-                assert!(matches!(e, WatchError::Chain(sworn_chain::Error::Locked { .. })), "watcher: {e}");
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
+            let tell =
+                move |e: &sworn_watcher::WatcherEvent| sink.lock().unwrap().push(serde_json::to_value(e).unwrap());
+            watch(config, Some(key), tell, std::future::pending()).await.unwrap();
         });
-        Watcher { events, read: 0, task }
+        Watcher::Task { events, task }
     }
 
     fn all(&self) -> Vec<Value> {
-        self.events.lock().unwrap().clone()
+        match self {
+            Watcher::Program(p) => p.events(),
+            Watcher::Task { events, .. } => events.lock().unwrap().clone(),
+        }
     }
 
     fn named(&self, event: &str) -> Vec<Value> {
         self.all().into_iter().filter(|e| e["event"] == event).collect()
     }
 
-    fn news(&mut self) -> Vec<Value> {
-        let all = self.all();
-        let news = all[self.read..].to_vec();
-        self.read = all.len();
-        news
-    }
-
     fn story(&self) -> String {
-        self.all().iter().map(|e| format!("{e}\n")).collect()
+        match self {
+            Watcher::Program(p) => p.complaint("so far").to_string(),
+            Watcher::Task { .. } => self.all().iter().map(|e| format!("{e}\n")).collect(),
+        }
     }
 }
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Watcher::Task { task, .. } = self {
+            task.abort();
+        }
     }
 }
 
@@ -82,7 +86,11 @@ struct Played {
 
 impl Played {
     fn proven(&self) -> Value {
-        self.watcher.named("proven").into_iter().next().unwrap_or_else(|| panic!("nothing proven:\n{}", self.watcher.story()))
+        self.watcher
+            .named("proven")
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| panic!("nothing proven:\n{}", self.watcher.story()))
     }
 
     fn count(&self, event: &str) -> usize {
@@ -103,21 +111,28 @@ async fn play_on(stage: Stage, lie: &str, seed: u64, prompt: &[u32], max_new: u3
     let seed = seed.to_string();
     let arguments = [&["--lie", lie, "--seed", &seed], more].concat();
     let liar = stage.liar(Path::new(LIAR), &arguments).await.unwrap();
-    let mut watcher = Watcher::start(&stage, stage.model.clone());
+    let watcher = Watcher::start(&stage);
     let job = stage.ask(prompt, max_new).await.unwrap();
-    if let Err(e) = follow(&stage, &liar, &mut watcher, job).await {
+    if let Err(e) = follow(&stage, &liar, &watcher, job).await {
         panic!("{lie}: {e}\nwatcher:\n{}\n{}", watcher.story(), liar.complaint(""));
     }
     let lied = liar.wait("lied", Duration::ZERO).await.unwrap();
     Played { lied, watcher }
 }
 
-async fn follow(stage: &Stage, liar: &Process, watcher: &mut Watcher, job: u64) -> Result<(), String> {
+async fn follow(stage: &Stage, liar: &Process, watcher: &Watcher, job: u64) -> Result<(), String> {
     let start = Instant::now();
-    let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.map_err(|e| liar.complaint(&e.to_string()).to_string())?;
+    let submitted = stage
+        .until(job, JobState::Submitted, PATIENCE)
+        .await
+        .map_err(|e| liar.complaint(&e.to_string()).to_string())?;
     let mut demanded: Option<Instant> = None;
+    let mut read = 0;
     loop {
-        for event in watcher.news() {
+        let all = watcher.all();
+        let news = &all[read..];
+        read = all.len();
+        for event in news {
             match event["event"].as_str().unwrap_or_default() {
                 "demanded" => demanded = Some(Instant::now()),
                 "answered" => demanded = None,
@@ -145,7 +160,14 @@ async fn follow(stage: &Stage, liar: &Process, watcher: &mut Watcher, job: u64) 
 /// The watcher has proven exactly the first wrong element of what was committed to.
 fn assert_exact(played: &Played) {
     let (lied, proven) = (&played.lied, played.proven());
-    for (a, b) in [("layer", "layer"), ("row", "row"), ("op", "op"), ("element", "element"), ("opcode", "opcode"), ("claimed", "claimed")] {
+    for (a, b) in [
+        ("layer", "layer"),
+        ("row", "row"),
+        ("op", "op"),
+        ("element", "element"),
+        ("opcode", "opcode"),
+        ("claimed", "claimed"),
+    ] {
         assert_eq!(lied[a], proven[b], "{a}: {lied} {proven}");
     }
     // For a selection either of two values can be held against the claim.
@@ -155,8 +177,14 @@ fn assert_exact(played: &Played) {
     assert_ne!(proven["claimed"], proven["computed"]);
     eprintln!(
         "{}: layer {} row {} element {}: {} is {}; {} demands, {} gas",
-        proven["opcode"], proven["layer"], proven["row"], proven["element"], proven["claimed"], proven["computed"],
-        played.count("demanded"), played.gas()
+        proven["opcode"],
+        proven["layer"],
+        proven["row"],
+        proven["element"],
+        proven["claimed"],
+        proven["computed"],
+        played.count("demanded"),
+        played.gas()
     );
 }
 
@@ -274,11 +302,13 @@ async fn a_restarted_watcher_goes_on() {
     let mut told = Vec::new();
     // Killed after every step of the challenge.
     for step in ["demanded", "answered", "announced", "proven", "withdrawn"] {
-        let mut watcher = Watcher::start(&stage, stage.model.clone());
+        let watcher = Watcher::start(&stage);
         let start = Instant::now();
+        let mut skipped = false;
         while watcher.named(step).is_empty() {
             assert!(start.elapsed() < PATIENCE, "no {step}:\n{}\n{}", watcher.story(), liar.complaint(""));
-            if watcher.news().iter().any(|e| e["event"] == "slashed") {
+            if !skipped && !watcher.named("slashed").is_empty() {
+                skipped = true;
                 stage.skip_challenger_turn().await.unwrap();
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -292,10 +322,44 @@ async fn a_restarted_watcher_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_watchers_share_one_reward() {
+    let mut stage = Stage::synthetic(4).await.unwrap();
+    let second = stage.net.actor("second").await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "GAIN+interactive", "--seed", "16"]).await.unwrap();
+    let watchers = [stage.watch(&[]).unwrap(), stage.watch_as(&second, &[]).unwrap()];
+    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let start = Instant::now();
+    let told = |event: &str| watchers.iter().filter(|w| w.events().iter().any(|e| e["event"] == event)).count();
+    while told("proven") == 0 {
+        let story = || watchers.iter().map(|w| w.complaint("").to_string()).collect::<String>();
+        assert!(start.elapsed() < PATIENCE, "{}{}", story(), liar.complaint(""));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let slashed = stage.until(job, JobState::Slashed, PATIENCE).await.unwrap();
+    // Whoever announced earlier takes the reward over if the other proved first.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    stage.skip_challenger_turn().await.unwrap();
+    for w in &watchers {
+        if w.events().iter().any(|e| e["event"] == "demanded" || e["event"] == "proven") {
+            w.wait("withdrawn", PATIENCE).await.unwrap();
+        }
+    }
+    assert_eq!(told("proven"), 1);
+    assert_eq!(told("rewarded"), 1);
+    let reward = slashed.bond * 4_000 / 10_000;
+    let mut purses = [U256::ZERO; 2];
+    for (purse, who) in purses.iter_mut().zip([&stage.watcher, &second]) {
+        *purse = stage.net.tokens_of(who.address()).await.unwrap();
+    }
+    purses.sort();
+    assert_eq!(purses, [U256::from(PURSE), U256::from(PURSE + reward)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_nodes_are_paid_and_broken_watchers_silent() {
     let stage = Stage::synthetic(3).await.unwrap();
-    let mut node = stage.liar(Path::new(LIAR), &["--lie", "none"]).await.unwrap();
-    let watcher = Watcher::start(&stage, stage.model.clone());
+    let node = stage.node().await.unwrap();
+    let watcher = Watcher::start(&stage);
     let job = stage.ask(&prompt(), 8).await.unwrap();
     let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
     wait(&watcher, "audited").await;
@@ -304,7 +368,7 @@ async fn honest_nodes_are_paid_and_broken_watchers_silent() {
 
     // Its files were damaged after they were imported: it sees a wrong trace everywhere, and says so of itself.
     let damaged = perturb(&stage.model, 1, &stage.watcher.dir).unwrap();
-    let broken = Watcher::start(&stage, Arc::new(damaged));
+    let broken = Watcher::with_model(&stage, Arc::new(damaged));
     wait(&broken, "self_check_failed").await;
     assert_eq!(broken.named("audited")[0]["ok"], false);
     assert!(broken.named("demanded").is_empty());
@@ -313,7 +377,7 @@ async fn honest_nodes_are_paid_and_broken_watchers_silent() {
     stage.until(job, JobState::Final, PATIENCE).await.unwrap();
     node.wait("withdrawn", PATIENCE).await.unwrap();
     assert!(!broken.all().iter().any(|e| e["event"] == "announced" || e["event"] == "demanded"));
-    assert!(node.news().iter().all(|e| e["event"] != "slashed"));
+    assert!(node.events().iter().all(|e| e["event"] != "slashed"));
     stage.settle_final(&submitted).await.unwrap();
 }
 

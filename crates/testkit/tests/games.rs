@@ -85,7 +85,8 @@ impl Run {
             }
         }
         let dims = TraceDims { layers: model.layers(), n_in: PROMPT, n_out: NEW };
-        let ops: Captured = into.lock().unwrap().drain().filter_map(|((l, p), v)| Some(((l, dims.row(l, p)?), v))).collect();
+        let ops: Captured =
+            into.lock().unwrap().drain().filter_map(|((l, p), v)| Some(((l, dims.row(l, p)?), v))).collect();
         let mut run = Run { model, dims, prompt, output: out, selected, ops, leaves: Vec::new() };
         run.leaves = (0..dims.layer_count()).map(|l| (0..dims.rows(l)).map(|r| run.leaf(l, r)).collect()).collect();
         run
@@ -260,19 +261,16 @@ impl Table {
             let data = match t.kind {
                 _ if !willing => None,
                 Kind::Layers => Some(self.trace.top().descendants(t.level as u32, t.index as u64).concat()),
-                Kind::Positions => {
-                    Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat())
-                }
+                Kind::Positions => Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat()),
                 // A leaf that is no hash of operator roots has no answer.
-                Kind::OpList => (self.claimed.leaf(t.layer, t.row) == self.trace.layer(t.layer).leaves()[t.row as usize])
+                Kind::OpList => (self.claimed.leaf(t.layer, t.row)
+                    == self.trace.layer(t.layer).leaves()[t.row as usize])
                     .then(|| self.list(t.layer, t.row).concat()),
                 Kind::Pages | Kind::Page => {
                     let bytes = &self.claimed.ops[&(t.layer, t.row)][t.op as usize];
                     // A root that is no tensor's has no answer.
                     (tensor::tensor_root(bytes) == self.list(t.layer, t.row)[t.op as usize]).then(|| match t.kind {
-                        Kind::Pages => {
-                            tensor::tensor_tree(bytes).descendants(t.level as u32, t.index as u64).concat()
-                        }
+                        Kind::Pages => tensor::tensor_tree(bytes).descendants(t.level as u32, t.index as u64).concat(),
                         _ => bytes.chunks(tensor::PAGE).nth(t.index as usize).unwrap().to_vec(),
                     })
                 }

@@ -20,7 +20,14 @@ pub struct Tx {
 #[allow(missing_docs, reason = "the fields are named for readers of the JSON lines")]
 pub enum WatcherEvent {
     /// Watching begins.
-    Started { account: Option<Address>, chain_id: u64, from_block: u64, models: Vec<B256>, backend: String, adapter: String },
+    Started {
+        account: Option<Address>,
+        chain_id: u64,
+        from_block: u64,
+        models: Vec<B256>,
+        backend: String,
+        adapter: String,
+    },
     /// Everything up to the latest block is known.
     CaughtUp { block: u64, jobs: usize },
     /// A job was created.
@@ -83,7 +90,15 @@ pub enum WatcherEvent {
         tx: Tx,
     },
     /// The node of a job lost its bond, by whomever.
-    Slashed { job: u64, node: Address, bond: String, refunded: String, compensation: String, reward: String, burned: String },
+    Slashed {
+        job: u64,
+        node: Address,
+        bond: String,
+        refunded: String,
+        compensation: String,
+        reward: String,
+        burned: String,
+    },
     /// The reward was taken over with an earlier announcement.
     Contested {
         job: u64,

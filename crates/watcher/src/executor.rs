@@ -59,7 +59,10 @@ impl Executor {
     pub fn audit(&self, prompt: &[u32], output: &[u32]) -> sworn_engine::Result<(Own, Hash)> {
         let a = audit(&*self.backend, prompt, output, None)?;
         let root = a.trace.root;
-        Ok((Own { trace: a.trace.tree, selected: a.selected, output: output.to_vec(), replays: Default::default() }, root))
+        Ok((
+            Own { trace: a.trace.tree, selected: a.selected, output: output.to_vec(), replays: Default::default() },
+            root,
+        ))
     }
 
     /// Whether this machine can be trusted with an accusation: the model's bytes are those of its id, and another executor (the
@@ -67,7 +70,13 @@ impl Executor {
     ///
     /// # Errors
     /// What disagrees with what.
-    pub fn self_check(&self, prompt: &[u32], output: &[u32], own: &TraceTree, selected: &[u32]) -> Result<Vec<String>, String> {
+    pub fn self_check(
+        &self,
+        prompt: &[u32],
+        output: &[u32],
+        own: &TraceTree,
+        selected: &[u32],
+    ) -> Result<Vec<String>, String> {
         self.verified.get_or_init(|| self.verify()).clone()?;
         let (second, name) = self.second();
         let again = audit(&second, prompt, output, None).map_err(|e| format!("the second execution failed: {e}"))?;
@@ -102,14 +111,27 @@ impl Executor {
     ///
     /// # Errors
     /// The execution fails, or the reference disagrees.
-    pub fn replay(&self, prompt: &[u32], output: &[u32], (layer, row): (u16, u32), own: &TraceTree) -> Result<Replay, String> {
+    pub fn replay(
+        &self,
+        prompt: &[u32],
+        output: &[u32],
+        (layer, row): (u16, u32),
+        own: &TraceTree,
+    ) -> Result<Replay, String> {
         let replay: Replay = replay(&self.cpu, prompt, output, layer, row).map_err(|e| e.to_string())?.into();
         let dims = TraceDims { layers: self.model().layers(), n_in: prompt.len() as u32, n_out: output.len() as u32 };
         self.spot_check(dims, layer, row, &replay, own)?;
         Ok(replay)
     }
 
-    fn spot_check(&self, dims: TraceDims, layer: u16, row: u32, replay: &Replay, own: &TraceTree) -> Result<(), String> {
+    fn spot_check(
+        &self,
+        dims: TraceDims,
+        layer: u16,
+        row: u32,
+        replay: &Replay,
+        own: &TraceTree,
+    ) -> Result<(), String> {
         let program = self.model().program();
         let kind = SectionKind::of_layer(layer, dims.layers).ok_or("a layer that the model does not have")?;
         let section = program.section(kind);
@@ -141,7 +163,8 @@ impl Executor {
                     inputs: &*replay.inputs,
                     hint: 0,
                 };
-                let proof = build(claim, &evidence).map_err(|e| format!("{} at layer {layer}, row {row}: {e}", d.opcode))?;
+                let proof =
+                    build(claim, &evidence).map_err(|e| format!("{} at layer {layer}, row {row}: {e}", d.opcode))?;
                 // A token that was not selected is a lie of the node, not a fault of this machine.
                 if proof.claimed != proof.computed && d.opcode != Opcode::Select {
                     return Err(format!(

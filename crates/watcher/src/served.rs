@@ -25,7 +25,13 @@ impl Served {
     ///
     /// # Errors
     /// Why it is not to be had, or not the committed one.
-    pub(crate) async fn trace(&self, endpoint: &str, job: u64, dims: &TraceDims, layers_root: &Hash) -> Result<TraceTree, String> {
+    pub(crate) async fn trace(
+        &self,
+        endpoint: &str,
+        job: u64,
+        dims: &TraceDims,
+        layers_root: &Hash,
+    ) -> Result<TraceTree, String> {
         let leaves: u64 = (0..dims.layer_count()).map(|l| u64::from(dims.rows(l))).sum();
         let bytes = self.get(endpoint, &format!("v1/jobs/{job}/trace"), leaves * 32).await?;
         let tree = TraceTree::decode(&bytes, dims).ok_or("the served trace has another shape")?;
@@ -61,7 +67,8 @@ impl Served {
 
     /// Exactly as many bytes as there must be: a hostile node cannot make the watcher hold more.
     async fn get(&self, endpoint: &str, path: &str, len: u64) -> Result<Vec<u8>, String> {
-        let base = reqwest::Url::parse(endpoint).map_err(|e| format!("the node's endpoint {endpoint:?} is no URL: {e}"))?;
+        let base =
+            reqwest::Url::parse(endpoint).map_err(|e| format!("the node's endpoint {endpoint:?} is no URL: {e}"))?;
         if !matches!(base.scheme(), "http" | "https") {
             return Err(format!("the node's endpoint {endpoint:?} is not http"));
         }
@@ -78,5 +85,77 @@ impl Served {
             }
         }
         if bytes.len() as u64 == len { Ok(bytes) } else { Err(format!("{} bytes instead of {len}", bytes.len())) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sworn_commit::TraceBuilder;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// Answers every request with `response`, then closes.
+    async fn server(response: Vec<u8>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0; 2048];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(&response).await;
+            }
+        });
+        url
+    }
+
+    fn ok(body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    }
+
+    #[tokio::test]
+    async fn only_what_is_committed_to_is_believed() {
+        let dims = TraceDims { layers: 1, n_in: 3, n_out: 2 };
+        let mut builder = TraceBuilder::new(1);
+        for layer in 0..3 {
+            for row in 0..dims.rows(layer) {
+                builder.push(layer, sworn_commit::keccak(&[&layer.to_be_bytes(), &row.to_be_bytes()]));
+            }
+        }
+        let tree = builder.finish();
+        let (bytes, root) = (tree.encode(), tree.layers_root());
+        let served = Served::default();
+        let got = served.trace(&server(ok(&bytes)).await, 1, &dims, &root).await;
+        assert_eq!(got.unwrap(), tree);
+
+        let mut other = bytes.clone();
+        other[40] ^= 1;
+        let redirect = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n".to_vec();
+        let endless = [&b"HTTP/1.1 200 OK\r\n\r\n"[..], &vec![7; 1 << 20]].concat();
+        for (response, why) in [
+            (ok(&other), "not the committed one"),
+            (ok(&bytes[1..]), "bytes instead of"),
+            (ok(&[&bytes[..], &[0]].concat()), "more than"),
+            (ok(b""), "bytes instead of"),
+            (endless, "more than"),
+            (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(), "404"),
+            (redirect, "302"),
+            (b"garbage\r\n\r\n".to_vec(), ""),
+        ] {
+            let error = served.trace(&server(response).await, 1, &dims, &root).await.unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+        for endpoint in ["", "no url", "file:///etc/passwd", "ftp://127.0.0.1"] {
+            assert!(served.trace(endpoint, 1, &dims, &root).await.is_err());
+        }
+
+        let ops = [vec![1u8; 10], vec![2; 2000]];
+        let (lens, root) = ([10, 2000], tensor::tensor_root(&ops[1]));
+        let url = server(ok(&ops.concat())).await;
+        assert_eq!(served.tensor(&url, 1, (1, 0, 1), &lens, &root).await.unwrap(), ops[1]);
+        let error = served.tensor(&url, 1, (1, 0, 0), &lens, &root).await.unwrap_err();
+        assert!(error.contains("not the posted one"), "{error}");
+        assert!(served.tensor(&url, 1, (1, 0, 7), &lens, &root).await.is_err());
     }
 }

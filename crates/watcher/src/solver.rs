@@ -525,7 +525,9 @@ impl<'a> Solver<'a> {
         };
         match target.kind {
             // Whichever layer it will be: one of each section stands for all.
-            Layers => below + rows(0) + 1 + [0, 1, dims.layers + 1].map(|l| tensor(l..=l)).into_iter().max().unwrap_or(2),
+            Layers => {
+                below + rows(0) + 1 + [0, 1, dims.layers + 1].map(|l| tensor(l..=l)).into_iter().max().unwrap_or(2)
+            }
             Positions => below + 1 + tensor(target.layer..=target.layer),
             OpList => tensor(target.layer..=target.layer),
             Pages => below + 1,

@@ -103,7 +103,8 @@ pub async fn watch(
     let chain = Chain::connect(&config.rpc, Deployment { block: from, ..config.deployment.clone() }).await?;
 
     let account = key.as_ref().map(PrivateKeySigner::address);
-    let sender = key.filter(|_| !config.dry_run).map(|k| Sender::new(chain.clone(), k, store.clone(), config.sender.clone()));
+    let sender =
+        key.filter(|_| !config.dry_run).map(|k| Sender::new(chain.clone(), k, store.clone(), config.sender.clone()));
     let params = chain.challenges().params().call().await.map_err(sworn_chain::Error::from)?;
     let (tx, rx) = mpsc::unbounded_channel();
     let cursor = fresh_cursor(&config.state, &chain)?;
@@ -124,7 +125,7 @@ pub async fn watch(
         generation: 0,
         tell,
         caught_up: false,
-        reclaimed_at: 0,
+        checkpoint_at: 0,
     };
     watcher.started(account, from);
     watcher.prepare().await?;
@@ -187,7 +188,7 @@ struct Watcher<F> {
     generation: u64,
     tell: F,
     caught_up: bool,
-    reclaimed_at: u64,
+    checkpoint_at: u64,
 }
 
 impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
@@ -235,7 +236,11 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         Ok(())
     }
 
-    async fn run(&mut self, mut results: mpsc::UnboundedReceiver<Message>, stop: impl Future<Output = ()> + Send) -> Result<()> {
+    async fn run(
+        &mut self,
+        mut results: mpsc::UnboundedReceiver<Message>,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<()> {
         let mut stop = std::pin::pin!(stop);
         let mut pause = Duration::ZERO;
         loop {
@@ -435,9 +440,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     fn checkpoint(&mut self, head: Head) -> Result<()> {
         self.jobs.retain(|_, j| !j.done);
         let oldest = self.jobs.values().map(|j| j.created).min().unwrap_or(head.number);
-        if oldest > self.reclaimed_at {
+        if oldest > self.checkpoint_at {
             self.store.put(CHECKPOINT, "block", &oldest)?;
-            self.reclaimed_at = oldest;
+            self.checkpoint_at = oldest;
         }
         Ok(())
     }
@@ -494,10 +499,13 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 let (chain, served, node) = (self.chain.clone(), self.served.clone(), job.node);
                 self.fetch(id, async move {
                     let endpoint = endpoint(&chain, node).await;
-                    Done::Tensor(at, match endpoint {
-                        Ok(endpoint) => served.tensor(&endpoint, id, at, &lens, &root).await,
-                        Err(e) => Err(e),
-                    })
+                    Done::Tensor(
+                        at,
+                        match endpoint {
+                            Ok(endpoint) => served.tensor(&endpoint, id, at, &lens, &root).await,
+                            Err(e) => Err(e),
+                        },
+                    )
                 });
             }
             Move::Replay(layer, row) => {
@@ -582,7 +590,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 Done::Judged(
                     a.claim,
                     match verdict {
-                        Ok(v) if v.claimed == v.computed => Err("the judge on chain finds the element right".to_owned()),
+                        Ok(v) if v.claimed == v.computed => {
+                            Err("the judge on chain finds the element right".to_owned())
+                        }
                         Ok(_) => Ok(()),
                         Err(e) => Err(format!("the judge on chain does not accept the witness: {e}")),
                     },
@@ -605,8 +615,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         };
         match game.announcements.get(&(me, announced.commitment)) {
             None => {
-                let call =
-                    IChallenges::announceCall { jobId: U256::from(id), commitment: announced.commitment };
+                let call = IChallenges::announceCall { jobId: U256::from(id), commitment: announced.commitment };
                 let key = format!("{id}/announce/{}", announced.commitment);
                 self.send_challenges(id, key, &call, Purpose::Announce(announced.commitment));
             }
@@ -630,7 +639,10 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         let jobid = U256::from(id);
         let mut waits = false;
         if let Some(fraud) = &game.fraud {
-            let earlier = job.announced.as_ref().filter(|a| a.claim() == fraud.claim && game.announcements.contains_key(&(me, a.commitment)));
+            let earlier = job
+                .announced
+                .as_ref()
+                .filter(|a| a.claim() == fraud.claim && game.announcements.contains_key(&(me, a.commitment)));
             if fraud.by == me {
                 if game.settled.is_none() {
                     if head.timestamp > fraud.contest_end {
@@ -717,7 +729,10 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 job.checked = true;
                 self.tell(WatcherEvent::SelfChecked { job: id, checks, ms });
             }
-            Done::Audit(Err(reason), _) | Done::SelfCheck(Err(reason), _) | Done::Replay(_, Err(reason)) | Done::Judged(_, Err(reason)) => {
+            Done::Audit(Err(reason), _)
+            | Done::SelfCheck(Err(reason), _)
+            | Done::Replay(_, Err(reason))
+            | Done::Judged(_, Err(reason)) => {
                 job.muted = true;
                 self.tell(WatcherEvent::SelfCheckFailed { job: id, reason });
             }
@@ -753,7 +768,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 // Another's transaction may have come first: look again when the chain has moved.
                 let pause = Duration::from_millis(500 * u64::from(job.failures.min(20)));
                 job.not_before = Some(Instant::now() + pause);
-                if matches!(purpose, Purpose::Contest) || (matches!(purpose, Purpose::Withdraw) && e.revert().is_some()) {
+                if matches!(purpose, Purpose::Contest) || (matches!(purpose, Purpose::Withdraw) && e.revert().is_some())
+                {
                     tracing::debug!(job = id, error = %e, "nothing to collect");
                     job.withdrawn |= matches!(purpose, Purpose::Withdraw);
                 } else {
@@ -860,4 +876,3 @@ fn sol_witness(w: &sworn_commit::witness::Witness) -> sol::Witness {
             .collect(),
     }
 }
-
