@@ -233,7 +233,7 @@ impl Sender {
             let _guard = lock.lock().await;
             let Some(entry) = self.0.store.get::<Entry>(OPEN, &key)? else { continue };
             tracing::info!(key, nonce = entry.nonce, "resuming transaction");
-            match self.0.follow(&key, entry).await {
+            match self.0.follow(&key, entry, false).await {
                 Ok(Some(_)) | Err(Error::Failed { .. }) => finished.push(key),
                 Ok(None) => {}
                 Err(e) => return Err(e),
@@ -261,11 +261,11 @@ impl Sender {
         let lock = inner.key(&intent.key);
         let _guard = lock.lock().await;
         for _ in 0..COLLISIONS {
-            let entry = match inner.entry(&intent.key)? {
-                Some(e) if !e.failed => e,
+            let (entry, known) = match inner.entry(&intent.key)? {
+                Some(e) if !e.failed => (e, false),
                 _ => inner.sign(intent).await?,
             };
-            if let Some(receipt) = inner.follow(&intent.key, entry).await? {
+            if let Some(receipt) = inner.follow(&intent.key, entry, known).await? {
                 return Ok(receipt);
             }
         }
@@ -296,8 +296,8 @@ impl Inner {
         self.store.remove(OPEN, key)
     }
 
-    /// Simulates, chooses a nonce, signs, writes to the journal, broadcasts.
-    async fn sign(&self, intent: &Intent) -> Result<Entry> {
+    /// Simulates, chooses a nonce, signs, writes to the journal, broadcasts. The flag: whether the RPC has it.
+    async fn sign(&self, intent: &Intent) -> Result<(Entry, bool)> {
         let gas = self.estimate(intent).await?;
         let _guard = self.nonces.lock().await;
         let mut fees = self.fees().await?;
@@ -312,7 +312,7 @@ impl Inner {
             match self.broadcast(&intent.label, &raw).await {
                 Ok(Sent::Taken | Sent::NonceUsed) => {
                     tracing::info!(key = intent.key, call = intent.label, nonce, hash = %entry.signed[0].hash, gas, "sent");
-                    return Ok(entry);
+                    return Ok((entry, true));
                 }
                 // Refused for good, so it can never be mined: the next nonce is as good as this.
                 Ok(Sent::NonceTaken) => {
@@ -323,7 +323,7 @@ impl Inner {
                 // The transport failed: it may have arrived, so the journal keeps it and it is followed.
                 Err(e) if e.is_transient() => {
                     tracing::warn!(key = intent.key, error = %e, "broadcast failed, will be repeated");
-                    return Ok(entry);
+                    return Ok((entry, false));
                 }
                 Err(e) => {
                     self.store.remove(OPEN, &intent.key)?;
@@ -337,8 +337,8 @@ impl Inner {
 
     /// Waits until an entry's nonce is used: the receipt if by the entry (kept in the journal), `None` if by another transaction
     /// (dropped from the journal).
-    async fn follow(&self, key: &str, mut entry: Entry) -> Result<Option<Receipt>> {
-        match self.wait(key, &mut entry).await? {
+    async fn follow(&self, key: &str, mut entry: Entry, known: bool) -> Result<Option<Receipt>> {
+        match self.wait(key, &mut entry, known).await? {
             None => {
                 tracing::warn!(key, nonce = entry.nonce, account = %self.account, "another transaction took the nonce");
                 self.store.remove(OPEN, key)?;
@@ -370,10 +370,8 @@ impl Inner {
     }
 
     /// Waits until an entry's nonce is used; `None` if another transaction has used it.
-    async fn wait(&self, key: &str, entry: &mut Entry) -> Result<Option<TransactionReceipt>> {
+    async fn wait(&self, key: &str, entry: &mut Entry, mut known: bool) -> Result<Option<TransactionReceipt>> {
         let mut last = Instant::now();
-        // A resumed or reorganised transaction may be unknown to the RPC.
-        let mut known = false;
         let mut looks = 0;
         loop {
             if let Some(receipt) = self.mined(entry).await? {
@@ -389,6 +387,7 @@ impl Inner {
                     }
                 }
             } else if !known {
+                // Resumed or reorganised.
                 self.rebroadcast(entry).await?;
                 known = true;
             } else if last.elapsed() >= self.options.bump_after {
