@@ -27,6 +27,7 @@ pub(crate) struct Gpu {
     device: Device,
     client: Client,
     adapter: &'static Adapter,
+    split: bool,
 }
 
 /// 32-bit words on the device.
@@ -155,11 +156,16 @@ impl Gpu {
         let device = adapter::device(adapter)?;
         let probe = Tensor::<1, Int>::empty([1], (&device, DType::I32));
         let client = primitive(probe)?.client;
-        Ok(Gpu { device, client, adapter })
+        Ok(Gpu { device, client, adapter, split: adapter.is_gpu() })
     }
 
     pub(crate) fn adapter(&self) -> &'static Adapter {
         self.adapter
+    }
+
+    /// Whether matrix products are split over the columns, as on a GPU.
+    pub(crate) fn set_split(&mut self, split: bool) {
+        self.split = split;
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -500,7 +506,7 @@ impl Gpu {
         };
         // A software adapter has few cores and reads an activation once for all lanes when no lane differs in the column,
         // so it does not split; a GPU needs the units.
-        let (lanes, splits) = if self.adapter.is_gpu() { (8, 16) } else { (16, 1) };
+        let (lanes, splits) = if self.split { (8, 16) } else { (16, 1) };
         for part in &m.parts {
             let ((a, ar), (s, sr)) = (call.rows(0)?, call.rows(1)?);
             let quads = part.quads;

@@ -474,3 +474,33 @@ fn encode(dtype: Dtype, values: &[i32]) -> Vec<u8> {
         Dtype::I32 => values.iter().flat_map(|v| v.to_be_bytes()).collect(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sworn_model::{SyntheticSpec, synthetic};
+
+    use super::*;
+    use crate::adapter::Selection;
+
+    #[test]
+    fn a_batch_split_as_on_a_gpu_exports_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = Arc::new(synthetic(&SyntheticSpec::default(), dir.path().join("model")).unwrap());
+        let tokens: Vec<u32> = (0..90).map(|i| i * 37 % 331).collect();
+        let run = |split: bool| {
+            let mut gpu = Gpu::open(&Selection::Best).unwrap_or_else(|e| panic!("{e}"));
+            gpu.set_split(split);
+            let mut loaded = Loaded::new(gpu, model.clone()).unwrap();
+            let mut sequence = loaded.sequence(128);
+            let mut all = Vec::new();
+            // One, four and eight positions to a tile, with rows left over.
+            for part in [&tokens[..1], &tokens[1..4], &tokens[4..37], &tokens[37..]] {
+                let wanted = Wanted { head_from: 0, exports: true, logits: true };
+                let batch = loaded.run(&mut sequence, part, wanted).unwrap();
+                all.push((batch.records, batch.logits, batch.tokens));
+            }
+            all
+        };
+        assert!(run(true) == run(false));
+    }
+}

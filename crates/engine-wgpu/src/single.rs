@@ -56,6 +56,13 @@ impl Kernels {
         self
     }
 
+    /// Splits matrix products over the columns, as on a GPU, or not, as on a software adapter.
+    #[must_use]
+    pub fn with_split_columns(mut self, split: bool) -> Self {
+        self.gpu.set_split(split);
+        self
+    }
+
     /// The device.
     pub fn adapter(&self) -> &'static Adapter {
         self.gpu.adapter()

@@ -97,6 +97,14 @@ fn every_opcode_gives_the_bits_of_the_reference() {
 }
 
 #[test]
+fn products_split_over_the_columns_are_the_same() {
+    for split in [true, false] {
+        let (elements, _) = check(&kernels().with_split_columns(split), Opcode::Linear, 4);
+        assert!(elements >= ELEMENTS);
+    }
+}
+
+#[test]
 fn matrices_over_a_bindings_size_are_split() {
     let kernels = kernels().with_rows_per_binding(4);
     for opcode in [Opcode::Embed, Opcode::Linear] {
