@@ -18,11 +18,17 @@ impl Currency {
     /// Reads `12.5`; more digits than the token has are refused rather than rounded.
     pub(crate) fn parse(&self, text: &str) -> Result<u128> {
         let wrong = || {
-            Fault::usage(format!("{text:?} is no amount of {}: write digits with at most {} decimals, like 12.5", self.symbol, self.decimals))
+            Fault::usage(format!(
+                "{text:?} is no amount of {}: write digits with at most {} decimals, like 12.5",
+                self.symbol, self.decimals
+            ))
         };
         let plain = text.trim();
         let fraction = plain.split_once('.').map_or("", |(_, f)| f);
-        if plain.is_empty() || !plain.bytes().all(|b| b.is_ascii_digit() || b == b'.') || fraction.len() > usize::from(self.decimals) {
+        if plain.is_empty()
+            || !plain.bytes().all(|b| b.is_ascii_digit() || b == b'.')
+            || fraction.len() > usize::from(self.decimals)
+        {
             return Err(wrong());
         }
         match parse_units(plain, self.decimals) {
@@ -55,7 +61,13 @@ mod tests {
 
     #[test]
     fn amounts_are_exact_both_ways() {
-        for (text, wei) in [("0", 0), ("1", 10u128.pow(18)), ("0.000000000000000001", 1), ("12.5", 125 * 10u128.pow(17)), (".5", 5 * 10u128.pow(17))] {
+        for (text, wei) in [
+            ("0", 0),
+            ("1", 10u128.pow(18)),
+            ("0.000000000000000001", 1),
+            ("12.5", 125 * 10u128.pow(17)),
+            (".5", 5 * 10u128.pow(17)),
+        ] {
             assert_eq!(SWD().parse(text).unwrap(), wei, "{text}");
         }
         assert_eq!(SWD().show(U256::from(125u128 * 10u128.pow(17))), "12.5 SWD");
@@ -65,7 +77,18 @@ mod tests {
 
     #[test]
     fn what_is_no_amount_is_refused() {
-        for text in ["", "-1", "1e3", "1,5", "0.0000000000000000001", "1.2.3", "ten", "0x10", "999999999999999999999999999999", "1_000"] {
+        for text in [
+            "",
+            "-1",
+            "1e3",
+            "1,5",
+            "0.0000000000000000001",
+            "1.2.3",
+            "ten",
+            "0x10",
+            "999999999999999999999999999999",
+            "1_000",
+        ] {
             assert_eq!(SWD().parse(text).unwrap_err().code(), 2, "{text}");
         }
     }

@@ -39,7 +39,15 @@ pub(crate) struct SavedAnswer {
 
 impl SavedAnswer {
     /// The file of a run.
-    pub(crate) fn new(model: &str, model_id: String, prompt: String, text: String, input: &[u32], output: &[u32], trace: &Trace) -> Self {
+    pub(crate) fn new(
+        model: &str,
+        model_id: String,
+        prompt: String,
+        text: String,
+        input: &[u32],
+        output: &[u32],
+        trace: &Trace,
+    ) -> Self {
         Self {
             format: FORMAT.to_owned(),
             model: model.to_owned(),
@@ -67,11 +75,17 @@ impl SavedAnswer {
 
     /// Reads a file.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).doing(|| format!("cannot read the answer {}: give the file that `sworn run --save` wrote", path.display()))?;
-        let answer: Self =
-            serde_json::from_str(&text).doing(|| format!("{} is no saved answer: give the file that `sworn run --save` wrote", path.display()))?;
+        let text = fs::read_to_string(path).doing(|| {
+            format!("cannot read the answer {}: give the file that `sworn run --save` wrote", path.display())
+        })?;
+        let answer: Self = serde_json::from_str(&text)
+            .doing(|| format!("{} is no saved answer: give the file that `sworn run --save` wrote", path.display()))?;
         if answer.format != FORMAT {
-            return Err(Fault::failed(format!("{} has format {:?}, this build reads {FORMAT}", path.display(), answer.format)));
+            return Err(Fault::failed(format!(
+                "{} has format {:?}, this build reads {FORMAT}",
+                path.display(),
+                answer.format
+            )));
         }
         Ok(answer)
     }

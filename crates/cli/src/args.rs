@@ -158,7 +158,7 @@ pub(crate) struct Demo {
     #[arg(long, value_enum, default_value = "cpu")]
     pub(crate) backend: BackendChoice,
     /// Tokens of the longest answer
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    #[arg(long, value_name = "N", default_value_t = 32)]
     pub(crate) max_tokens: u32,
     /// Keep logs and state even if all goes well
     #[arg(long)]
@@ -479,4 +479,3 @@ pub(crate) enum Key {
         file: Option<PathBuf>,
     },
 }
-

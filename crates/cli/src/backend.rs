@@ -63,7 +63,8 @@ fn select(model: Arc<Model>, choice: BackendChoice) -> Result<Chosen> {
         BackendChoice::Auto => match probe().iter().find(|a| a.is_gpu()) {
             // A software adapter gives the same bits, more slowly than the cpu backend does.
             None => cpu(model, Some("no GPU adapter found".to_owned())),
-            Some(adapter) => wgpu(model.clone(), &Selection::Gpu).or_else(|e| cpu(model, Some(format!("{adapter} cannot be used: {e}")))),
+            Some(adapter) => wgpu(model.clone(), &Selection::Gpu)
+                .or_else(|e| cpu(model, Some(format!("{adapter} cannot be used: {e}")))),
         },
     }
 }
@@ -81,7 +82,9 @@ fn wgpu(model: Arc<Model>, selection: &Selection) -> Result<Chosen> {
 }
 
 /// Runs long work of the engine off the async threads; Ctrl-C sets the flag it watches.
-pub(crate) async fn cancellable<T: Send + 'static>(work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn cancellable<T: Send + 'static>(
+    work: impl FnOnce(&AtomicBool) -> Result<T> + Send + 'static,
+) -> Result<T> {
     let cancel = Arc::new(AtomicBool::new(false));
     let seen = cancel.clone();
     let mut task = tokio::task::spawn_blocking(move || work(&seen));

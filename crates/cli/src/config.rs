@@ -91,9 +91,12 @@ fn apply(command: Command, top: &Dict, own: &Dict, path: &str, used: &mut Vec<St
     let flags: Vec<String> = command.get_arguments().filter_map(Arg::get_long).map(str::to_owned).collect();
     for (key, value) in own {
         let known = if matches!(value, Value::Dict(..)) { names.contains(key) } else { flags.contains(key) };
-        if !known && !(path.is_empty() && !matches!(value, Value::Dict(..))) {
+        if !known && (!path.is_empty() || matches!(value, Value::Dict(..))) {
             let place = if path.is_empty() { String::new() } else { format!(" under [{path}]") };
-            return Err(Fault::usage(format!("sworn.toml: nothing is called {key:?}{place}; see `sworn help {}`", path.replace('.', " "))));
+            return Err(Fault::usage(format!(
+                "sworn.toml: nothing is called {key:?}{place}; see `sworn help {}`",
+                path.replace('.', " ")
+            )));
         }
     }
     let mut failed = None;
@@ -154,7 +157,9 @@ mod tests {
     fn with(file: &str, arguments: &[&str]) -> Result<Cli> {
         let data = Figment::from(Toml::string(file)).data().unwrap();
         let command = layered(Cli::command(), data.get(&Profile::Default).unwrap_or(&Dict::new()))?;
-        let matches = command.try_get_matches_from(std::iter::once(&"sworn").chain(arguments)).map_err(|e| Fault::usage(e.to_string()))?;
+        let matches = command
+            .try_get_matches_from(std::iter::once(&"sworn").chain(arguments))
+            .map_err(|e| Fault::usage(e.to_string()))?;
         Cli::from_arg_matches(&matches).map_err(|e| Fault::usage(e.to_string()))
     }
 
@@ -188,7 +193,9 @@ mod tests {
 
     #[test]
     fn slips_in_the_file_are_named() {
-        for (file, named) in [("max-token = 7", "max-token"), ("[run]\nfoo = 1", "foo"), ("[rum]\nx = 1", "rum"), ("json = [1]", "json")] {
+        for (file, named) in
+            [("max-token = 7", "max-token"), ("[run]\nfoo = 1", "foo"), ("[rum]\nx = 1", "rum"), ("json = [1]", "json")]
+        {
             let error = with(file, &["run", "x"]).unwrap_err();
             assert!(error.to_string().contains(named), "{error}");
             assert_eq!(error.code(), 2);

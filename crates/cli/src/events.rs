@@ -1,5 +1,6 @@
 //! The event streams of long-running verbs: one line each, JSON or text.
 
+use alloy::primitives::U256;
 use serde::Serialize;
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -21,9 +22,31 @@ impl EventLog {
 
     /// One event.
     pub(crate) fn tell<T: Serialize>(&self, event: &T) {
-        let told = self.out.line(event, |event| text(&serde_json::to_value(event).unwrap_or_default()));
+        let mut event = serde_json::to_value(event).unwrap_or_default();
+        decimal(&mut event);
+        let told = self.out.line(&event, text);
         if told.is_err() {
             let _ = self.unread.send(());
+        }
+    }
+}
+
+/// Numbers in decimal, whichever crate the event is from: a job is a number, an amount a string of digits.
+fn decimal(event: &mut Value) {
+    let Value::Object(fields) = event else { return };
+    for (key, value) in fields {
+        match value {
+            // Addresses and hashes have their own lengths; everything else in hexadecimal is a number.
+            Value::String(s) if s.starts_with("0x") && !matches!(s.len(), 42 | 66) => {
+                if let Ok(number) = s.parse::<U256>() {
+                    *value = match u64::try_from(number) {
+                        Ok(job) if key == "job" => Value::from(job),
+                        _ => Value::from(number.to_string()),
+                    };
+                }
+            }
+            Value::Object(_) => decimal(value),
+            _ => {}
         }
     }
 }
@@ -33,7 +56,9 @@ fn text(event: &Value) -> String {
     let Value::Object(fields) = event else { return event.to_string() };
     let plain = |v: &Value| match v {
         Value::String(s) => s.chars().filter(|c| !c.is_control()).collect(),
-        Value::Array(items) => items.iter().map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned)).collect::<Vec<_>>().join(", "),
+        Value::Array(items) => {
+            items.iter().map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned)).collect::<Vec<_>>().join(", ")
+        }
         other => other.to_string(),
     };
     let mut line = format!("{:<12}", fields.get("event").map(plain).unwrap_or_default().replace('_', " "));
@@ -74,6 +99,15 @@ pub(crate) async fn stop_signal() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn quantities_are_decimal_and_identifiers_stay() {
+        let (address, hash) = (format!("0x{}", "ab".repeat(20)), format!("0x{}", "cd".repeat(32)));
+        let mut event = serde_json::json!({"job": "0x2a", "paid": "0xde0b6b3a7640000", "by": address, "receipt": {"hash": hash, "n": "0x10"}});
+        decimal(&mut event);
+        let expected = serde_json::json!({"job": 42, "paid": "1000000000000000000", "by": address, "receipt": {"hash": hash, "n": "16"}});
+        assert_eq!(event, expected);
+    }
 
     #[test]
     fn events_read_as_lines() {

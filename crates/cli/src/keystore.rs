@@ -18,7 +18,10 @@ pub(crate) fn create(path: &Path, key: &PrivateKeySigner, password: &str) -> Res
     let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
     fs::create_dir_all(parent).doing(|| format!("cannot create {}", parent.display()))?;
     if path.exists() {
-        return Err(Fault::failed(format!("{} exists: a key is never overwritten; choose another file", path.display())));
+        return Err(Fault::failed(format!(
+            "{} exists: a key is never overwritten; choose another file",
+            path.display()
+        )));
     }
     // Written beside and renamed, so that a full disk leaves no half key under the final name.
     let temporary = format!(".{}.new", name.to_string_lossy());
@@ -41,7 +44,10 @@ pub(crate) fn create(path: &Path, key: &PrivateKeySigner, password: &str) -> Res
 pub(crate) fn address(path: &Path) -> Result<Address> {
     let json = read(path)?;
     json["address"].as_str().and_then(|a| a.trim_start_matches("0x").parse().ok()).ok_or_else(|| {
-        Fault::failed(format!("{} does not state its address: make the key with `sworn key new`, or give the address", path.display()))
+        Fault::failed(format!(
+            "{} does not state its address: make the key with `sworn key new`, or give the address",
+            path.display()
+        ))
     })
 }
 
@@ -61,7 +67,10 @@ pub(crate) fn check(path: &Path) -> Result<()> {
     if sound {
         Ok(())
     } else {
-        Err(Fault::failed(format!("{} is no keystore v3 file: give the file that `sworn key new`, geth or foundry wrote", path.display())))
+        Err(Fault::failed(format!(
+            "{} is no keystore v3 file: give the file that `sworn key new`, geth or foundry wrote",
+            path.display()
+        )))
     }
 }
 
@@ -73,8 +82,11 @@ pub(crate) fn open(path: &Path, password: &str) -> Result<PrivateKeySigner> {
 }
 
 fn read(path: &Path) -> Result<Value> {
-    let text = fs::read_to_string(path).doing(|| format!("cannot read the key {}: check --key; `sworn key new` makes one", path.display()))?;
-    serde_json::from_str(&text).doing(|| format!("{} is no keystore v3 file: give the file that `sworn key new`, geth or foundry wrote", path.display()))
+    let text = fs::read_to_string(path)
+        .doing(|| format!("cannot read the key {}: check --key; `sworn key new` makes one", path.display()))?;
+    serde_json::from_str(&text).doing(|| {
+        format!("{} is no keystore v3 file: give the file that `sworn key new`, geth or foundry wrote", path.display())
+    })
 }
 
 #[cfg(test)]
@@ -101,7 +113,14 @@ mod tests {
         let path = dir.path().join("a.json");
         create(&path, &PrivateKeySigner::random(), "p").unwrap();
         let whole: Value = read(&path).unwrap();
-        for pointer in ["/version", "/crypto/kdfparams/dklen", "/crypto/kdfparams/n", "/crypto/cipherparams/iv", "/crypto/ciphertext", "/crypto/mac"] {
+        for pointer in [
+            "/version",
+            "/crypto/kdfparams/dklen",
+            "/crypto/kdfparams/n",
+            "/crypto/cipherparams/iv",
+            "/crypto/ciphertext",
+            "/crypto/mac",
+        ] {
             let mut broken = whole.clone();
             *broken.pointer_mut(pointer).unwrap() = Value::from(7);
             fs::write(&path, broken.to_string()).unwrap();

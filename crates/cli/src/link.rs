@@ -59,7 +59,11 @@ impl Account {
     }
 
     /// The account of a key, with its journal under `state`.
-    pub(crate) async fn with_key(link: Link, key: alloy::signers::local::PrivateKeySigner, state: PathBuf) -> Result<Self> {
+    pub(crate) async fn with_key(
+        link: Link,
+        key: alloy::signers::local::PrivateKeySigner,
+        state: PathBuf,
+    ) -> Result<Self> {
         // One journal per chain: a new devnet must not trip over the last one's.
         let chain = &link.chain.genesis().to_string()[2..10];
         let path = state.join(chain).join(format!("{}.redb", key.address()));

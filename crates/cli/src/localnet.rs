@@ -52,16 +52,30 @@ impl Localnet {
         let port = if port == 0 { free_port()? } else { port };
         let rpc = format!("http://127.0.0.1:{port}");
         if port_taken(port) {
-            return Err(Fault::failed(format!("port {port} is taken: stop what listens there, or choose another with --port")));
+            return Err(Fault::failed(format!(
+                "port {port} is taken: stop what listens there, or choose another with --port"
+            )));
         }
-        let arguments = ["--port".to_owned(), port.to_string(), "--block-time".into(), "1".into(), "--accounts".into(), "1".into(), "--gas-limit".into(), "60000000".into()];
+        let arguments = [
+            "--port".to_owned(),
+            port.to_string(),
+            "--block-time".into(),
+            "1".into(),
+            "--accounts".into(),
+            "1".into(),
+            "--gas-limit".into(),
+            "60000000".into(),
+        ];
         let mut anvil = Process::start("anvil", &anvil, arguments, dir, None)?;
         let mut patience = 100;
         while call(&rpc, "eth_chainId", json!([])).await.is_err() {
             anvil.check()?;
             patience -= 1;
             if patience == 0 {
-                return Err(Fault::failed(format!("anvil does not answer at {rpc}; its log is {}", dir.join("anvil.log").display())));
+                return Err(Fault::failed(format!(
+                    "anvil does not answer at {rpc}; its log is {}",
+                    dir.join("anvil.log").display()
+                )));
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -105,7 +119,17 @@ async fn deploy(forge: &Path, root: &Path, rpc: &str, dir: &Path, file: &Path) -
         command.env_remove(variable);
     }
     command
-        .args(["script", "script/Deploy.s.sol", "--broadcast", "--unlocked", "--sender", DEPLOYER, "--rpc-url", rpc, "--non-interactive"])
+        .args([
+            "script",
+            "script/Deploy.s.sol",
+            "--broadcast",
+            "--unlocked",
+            "--sender",
+            DEPLOYER,
+            "--rpc-url",
+            rpc,
+            "--non-interactive",
+        ])
         .current_dir(root)
         .env("SWORN_DEPLOYMENT", &written)
         .stdin(std::process::Stdio::null())

@@ -26,7 +26,11 @@ fn by_id(settings: &Settings, wanted: &str) -> Result<Option<PathBuf>> {
     let digits = wanted.strip_prefix("0x").unwrap_or(wanted).to_ascii_lowercase();
     let store = store(settings);
     let names = store.list()?;
-    if digits.len() < 8 || digits.len() > 64 || !digits.bytes().all(|b| b.is_ascii_hexdigit()) || names.iter().any(|n| n == wanted) {
+    if digits.len() < 8
+        || digits.len() > 64
+        || !digits.bytes().all(|b| b.is_ascii_hexdigit())
+        || names.iter().any(|n| n == wanted)
+    {
         return Ok(None);
     }
     let mut found = Vec::new();
@@ -34,7 +38,9 @@ fn by_id(settings: &Settings, wanted: &str) -> Result<Option<PathBuf>> {
         let path = store.resolve(&name)?;
         // The recorded id is enough to choose by; loading checks it against the manifest.
         let description = std::fs::read(path.join(sworn_model::directory::DESCRIPTION)).unwrap_or_default();
-        let id = serde_json::from_slice::<serde_json::Value>(&description).ok().and_then(|d| Some(d["model_id"].as_str()?.to_owned()));
+        let id = serde_json::from_slice::<serde_json::Value>(&description)
+            .ok()
+            .and_then(|d| Some(d["model_id"].as_str()?.to_owned()));
         if id.is_some_and(|id| id.trim_start_matches("0x").starts_with(&digits)) {
             found.push((name, path));
         }
@@ -49,7 +55,10 @@ fn by_id(settings: &Settings, wanted: &str) -> Result<Option<PathBuf>> {
         _ if digits.len() == 64 => Ok(found.pop().map(|(_, path)| path)),
         _ => {
             let names: Vec<_> = found.into_iter().map(|(name, _)| name).collect();
-            Err(Fault::usage(format!("{wanted} is the beginning of several ids ({}): give more digits or a name", names.join(", "))))
+            Err(Fault::usage(format!(
+                "{wanted} is the beginning of several ids ({}): give more digits or a name",
+                names.join(", ")
+            )))
         }
     }
 }

@@ -24,20 +24,12 @@ impl Output {
 
     /// The whole result: an object, or the text a person reads.
     pub(crate) fn result<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        if self.json {
-            write(&serde_json::to_string_pretty(value)?, true)
-        } else {
-            write(&text(value), true)
-        }
+        if self.json { write(&serde_json::to_string_pretty(value)?, true) } else { write(&text(value), true) }
     }
 
     /// One line of a log.
     pub(crate) fn line<T: Serialize>(self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        if self.json {
-            write(&serde_json::to_string(value)?, true)
-        } else {
-            write(&text(value), true)
-        }
+        if self.json { write(&serde_json::to_string(value)?, true) } else { write(&text(value), true) }
     }
 
     /// A piece of a text as it arrives; nothing in JSON, where the result carries it whole.

@@ -48,8 +48,9 @@ impl Settings {
 
     /// Sends the log to stderr, filtered.
     pub(crate) fn start_log(&self) -> Result<()> {
-        let filter = tracing_subscriber::EnvFilter::try_new(&self.log)
-            .map_err(|e| Fault::usage(format!("--log {:?} is no filter ({e}): use for instance info or sworn_node=debug", self.log)))?;
+        let filter = tracing_subscriber::EnvFilter::try_new(&self.log).map_err(|e| {
+            Fault::usage(format!("--log {:?} is no filter ({e}): use for instance info or sworn_node=debug", self.log))
+        })?;
         tracing_subscriber::fmt()
             .with_env_filter(filter)
             .with_writer(std::io::stderr)

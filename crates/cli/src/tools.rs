@@ -11,12 +11,17 @@ pub(crate) fn root(named: Option<&Path>) -> Result<PathBuf> {
         return if is_root(dir) {
             Ok(absolute(dir))
         } else {
-            Err(Fault::usage(format!("{} is no Sworn checkout (no script/Deploy.s.sol in it): check --root or SWORN_ROOT", dir.display())))
+            Err(Fault::usage(format!(
+                "{} is no Sworn checkout (no script/Deploy.s.sol in it): check --root or SWORN_ROOT",
+                dir.display()
+            )))
         };
     }
     let here = std::env::current_dir()?;
     here.ancestors().find(|dir| is_root(dir)).map(Path::to_owned).ok_or_else(|| {
-        Fault::usage("the contracts are not here: run this inside a Sworn checkout, or name one with --root (SWORN_ROOT)")
+        Fault::usage(
+            "the contracts are not here: run this inside a Sworn checkout, or name one with --root (SWORN_ROOT)",
+        )
     })
 }
 
@@ -28,12 +33,16 @@ pub(crate) fn foundry(name: &str, root: &Path) -> Result<PathBuf> {
         (os, "aarch64") => format!("{}-arm64", node_os(os)),
         (os, other) => format!("{}-{other}", node_os(os)),
     };
-    let packaged = root.join(format!("node_modules/@foundry-rs/{name}-{platform}/bin/{name}{}", std::env::consts::EXE_SUFFIX));
+    let packaged =
+        root.join(format!("node_modules/@foundry-rs/{name}-{platform}/bin/{name}{}", std::env::consts::EXE_SUFFIX));
     if packaged.is_file() {
         return Ok(packaged);
     }
     on_path(name).ok_or_else(|| {
-        Fault::failed(format!("{name} not found: run `make setup` in {} (it installs the npm packages that carry it)", root.display()))
+        Fault::failed(format!(
+            "{name} not found: run `make setup` in {} (it installs the npm packages that carry it)",
+            root.display()
+        ))
     })
 }
 
@@ -44,7 +53,10 @@ pub(crate) fn sibling(name: &str) -> Result<PathBuf> {
     if path.is_file() {
         Ok(path)
     } else {
-        Err(Fault::failed(format!("{} not found: build it with `cargo build -p sworn-testkit --bins`, or use `make demo`", path.display())))
+        Err(Fault::failed(format!(
+            "{} not found: build it with `cargo build -p sworn-testkit --bins`, or use `make demo`",
+            path.display()
+        )))
     }
 }
 

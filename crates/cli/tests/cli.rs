@@ -88,14 +88,23 @@ fn chain_with_id(id: u64) -> String {
                     let Some((head, body)) = text.split_once("\r\n\r\n") else {
                         if n == 0 { return } else { continue }
                     };
-                    let length = head.to_lowercase().split("content-length:").nth(1).and_then(|l| l.lines().next()?.trim().parse().ok()).unwrap_or(0usize);
+                    let length = head
+                        .to_lowercase()
+                        .split("content-length:")
+                        .nth(1)
+                        .and_then(|l| l.lines().next()?.trim().parse().ok())
+                        .unwrap_or(0usize);
                     if body.len() < length {
                         if n == 0 { return } else { continue }
                     }
                     let call: Value = serde_json::from_str(body).unwrap_or_default();
                     let result = if call["method"] == "eth_chainId" { format!("{id:#x}") } else { "0x".to_owned() };
                     let answer = serde_json::json!({"jsonrpc": "2.0", "id": call["id"], "result": result}).to_string();
-                    let _ = write!(stream, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}", answer.len());
+                    let _ = write!(
+                        stream,
+                        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{answer}",
+                        answer.len()
+                    );
                     request.clear();
                 }
             });
@@ -226,7 +235,12 @@ fn the_doctor_names_faults_and_cures() {
 #[test]
 fn a_reader_that_leaves_is_no_failure() {
     let sworn = Sworn::new();
-    let mut child = sworn.command(&["doctor", "--offline", "--model", "nobody"]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut child = sworn
+        .command(&["doctor", "--offline", "--model", "nobody"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
@@ -235,18 +249,43 @@ fn a_reader_that_leaves_is_no_failure() {
 fn a_synthetic_model_runs_is_saved_and_audited() {
     let sworn = Sworn::new();
     let model = sworn_model::synthetic(&sworn_model::SyntheticSpec::default(), sworn.path("models/tiny")).unwrap();
-    let run = ["run", "--model", "tiny", "--backend", "cpu", "--max-tokens", "8", "--save", "a.json", "--json", "Hello there"];
+    let run = [
+        "run",
+        "--model",
+        "tiny",
+        "--backend",
+        "cpu",
+        "--max-tokens",
+        "8",
+        "--save",
+        "a.json",
+        "--json",
+        "Hello there",
+    ];
     let output = sworn.run(&run);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
-    for field in ["tokens", "text", "trace_root", "prefill_tok_s", "decode_tok_s", "backend", "adapter", "model_id", "input_tokens"] {
+    for field in [
+        "tokens",
+        "text",
+        "trace_root",
+        "prefill_tok_s",
+        "decode_tok_s",
+        "backend",
+        "adapter",
+        "model_id",
+        "input_tokens",
+    ] {
         assert!(!answer[field].is_null(), "{field}");
     }
     assert_eq!(answer["model_id"], format!("0x{}", hex::encode(model.id())));
     // By id, streamed: the same text.
     let id = format!("0x{}", hex::encode(model.id()));
     let output = sworn.run(&["run", "--model", &id[..20], "--backend", "cpu", "--max-tokens", "8", "Hello there"]);
-    assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end_matches('\n'), answer["text"].as_str().unwrap().trim_end_matches('\n'));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).trim_end_matches('\n'),
+        answer["text"].as_str().unwrap().trim_end_matches('\n')
+    );
 
     let audited = sworn.run(&["audit", "a.json", "--backend", "cpu", "--json"]);
     assert!(audited.status.success(), "{}", String::from_utf8_lossy(&audited.stderr));

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, B256, U256};
 use alloy::sol_types::SolEvent;
 use serde::Serialize;
-use sworn_bindings::INodes::INodesEvents;
 use sworn_bindings::IMarket::{self, IMarketEvents};
-use sworn_bindings::{Event, JobState, INodes};
+use sworn_bindings::INodes::INodesEvents;
+use sworn_bindings::{Event, INodes, JobState};
 use sworn_chain::Receipt;
 use sworn_commit::sequence;
 use sworn_model::Model;
@@ -67,7 +67,13 @@ pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     let ceiling = command.max_price.as_deref().map(|p| link.currency.parse(p)).transpose()?;
     let order = order(link, &model, prompt, &command, ceiling).await?;
     let bought = buy(&account, &order).await?;
-    note(format!("job {}: at most {} for {} tokens in and up to {} out", bought.job, link.currency.show(U256::from(order.max_price)), order.prompt.len(), order.max_new));
+    note(format!(
+        "job {}: at most {} for {} tokens in and up to {} out",
+        bought.job,
+        link.currency.show(U256::from(order.max_price)),
+        order.prompt.len(),
+        order.max_new
+    ));
 
     let patience = Duration::from_secs(command.patience);
     wait(link, bought.job, command.wait_final, patience).await?;
@@ -81,7 +87,11 @@ pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
         "submitted" => note(format!("job {} is answered; its challenge window ends {left}", bought.job)),
         "final" => note(format!("job {} is final: paid {}", bought.job, digits(link, report.job.paid.as_deref()))),
         other => {
-            note(format!("job {} is {other}: {} came back; `sworn money` shows where it is", bought.job, digits(link, report.job.refunded.as_deref())));
+            note(format!(
+                "job {} is {other}: {} came back; `sworn money` shows where it is",
+                bought.job,
+                digits(link, report.job.refunded.as_deref())
+            ));
             return Ok(ExitCode::FAILURE);
         }
     }
@@ -95,10 +105,14 @@ fn digits(link: &Link, amount: Option<&str>) -> String {
 async fn order(link: &Link, model: &Model, prompt: Vec<u32>, command: &Ask, ceiling: Option<u128>) -> Result<Order> {
     let id = B256::from(model.id());
     if !link.chain.models().exists(id).call().await.viewed()? {
-        return Err(Fault::failed(format!("model {} is not registered on this chain: `sworn model register {}` registers it", id, command.model)));
+        return Err(Fault::failed(format!(
+            "model {} is not registered on this chain: `sworn model register {}` registers it",
+            id, command.model
+        )));
     }
     if command.open {
-        let max_price = ceiling.ok_or_else(|| Fault::usage("an open job needs --max-price: it is what nodes bid under"))?;
+        let max_price =
+            ceiling.ok_or_else(|| Fault::usage("an open job needs --max-price: it is what nodes bid under"))?;
         return Ok(Order { model: id, node: Address::ZERO, prompt, max_new: command.max_tokens, max_price });
     }
     let (n_in, max_new) = (prompt.len() as u32, command.max_tokens);
@@ -107,13 +121,23 @@ async fn order(link: &Link, model: &Model, prompt: Vec<u32>, command: &Ask, ceil
         None => cheapest(link, id, n_in, max_new).await?,
     };
     if let Some(ceiling) = ceiling.filter(|c| *c < quote) {
-        return Err(Fault::failed(format!("{node} asks {}, more than --max-price {}: raise it, ask for fewer tokens or name another node", link.currency.show(U256::from(quote)), link.currency.show(U256::from(ceiling)))));
+        return Err(Fault::failed(format!(
+            "{node} asks {}, more than --max-price {}: raise it, ask for fewer tokens or name another node",
+            link.currency.show(U256::from(quote)),
+            link.currency.show(U256::from(ceiling))
+        )));
     }
     Ok(Order { model: id, node, prompt, max_new, max_price: ceiling.unwrap_or(quote) })
 }
 
 /// An order from a node at its own price.
-pub(crate) async fn order_from(link: &Link, model: B256, node: Address, prompt: Vec<u32>, max_new: u32) -> Result<Order> {
+pub(crate) async fn order_from(
+    link: &Link,
+    model: B256,
+    node: Address,
+    prompt: Vec<u32>,
+    max_new: u32,
+) -> Result<Order> {
     let max_price = quote(link, model, node, prompt.len() as u32, max_new).await?;
     Ok(Order { model, node, prompt, max_new, max_price })
 }
@@ -121,7 +145,9 @@ pub(crate) async fn order_from(link: &Link, model: B256, node: Address, prompt: 
 async fn quote(link: &Link, model: B256, node: Address, n_in: u32, max_new: u32) -> Result<u128> {
     let ask = link.chain.nodes().ask(node, model).call().await.viewed()?;
     if ask.maxTokens == 0 {
-        return Err(Fault::failed(format!("{node} does not offer this model: leave --node out to ask the cheapest that does")));
+        return Err(Fault::failed(format!(
+            "{node} does not offer this model: leave --node out to ask the cheapest that does"
+        )));
     }
     let quote = link.chain.market().quote(model, node, n_in, max_new).call().await.viewed()?;
     u128::try_from(quote).map_err(|_| Fault::failed(format!("{node} asks an absurd price")))
@@ -130,7 +156,8 @@ async fn quote(link: &Link, model: B256, node: Address, n_in: u32, max_new: u32)
 /// The cheapest node that would take this job now.
 async fn cheapest(link: &Link, model: B256, n_in: u32, max_new: u32) -> Result<(Address, u128)> {
     let d = link.chain.deployment();
-    let posted = history::events(link, &[d.nodes], [Some(INodes::AskSet::SIGNATURE_HASH), None, Some(model), None]).await?;
+    let posted =
+        history::events(link, &[d.nodes], [Some(INodes::AskSet::SIGNATURE_HASH), None, Some(model), None]).await?;
     let nodes: BTreeSet<Address> = posted
         .iter()
         .filter_map(|said| match &said.event {
@@ -152,7 +179,8 @@ async fn cheapest(link: &Link, model: B256, n_in: u32, max_new: u32) -> Result<(
         }
         let state = contract.node(node).call().await.viewed()?;
         let price = quote(link, model, node, n_in, max_new).await?;
-        let bond = U256::from(params.minBond).max(U256::from(price) * U256::from(params.bondFactorBps) / U256::from(10_000));
+        let bond =
+            U256::from(params.minBond).max(U256::from(price) * U256::from(params.bondFactorBps) / U256::from(10_000));
         let free = contract.freeStake(node).call().await.viewed()?;
         if state.active >= state.capacity {
             refused.push(format!("{node} is at capacity"));
@@ -164,7 +192,9 @@ async fn cheapest(link: &Link, model: B256, n_in: u32, max_new: u32) -> Result<(
     }
     best.ok_or_else(|| {
         let why = if refused.is_empty() { "nobody offers it".to_owned() } else { refused.join("; ") };
-        Fault::failed(format!("no node can answer with this model now: {why}. Wait, ask for fewer tokens, or leave the job --open"))
+        Fault::failed(format!(
+            "no node can answer with this model now: {why}. Wait, ask for fewer tokens, or leave the job --open"
+        ))
     })
 }
 
@@ -203,7 +233,11 @@ pub(crate) async fn buy(account: &Account, order: &Order) -> Result<Bought> {
 pub(crate) async fn wait(link: &Link, id: u64, to_the_end: bool, patience: Duration) -> Result<JobState> {
     let spinner = progress::spinner("waiting for the node");
     let until = Instant::now() + patience;
-    let leave = |why: &str| Fault::failed(format!("{why}; the job goes on: `sworn job show {id}` shows it, `sworn job settle {id}` ends it when it is due"));
+    let leave = |why: &str| {
+        Fault::failed(format!(
+            "{why}; the job goes on: `sworn job show {id}` shows it, `sworn job settle {id}` ends it when it is due"
+        ))
+    };
     loop {
         let job = job::existing(link, id).await?;
         if job.state.is_terminal() || (job.state == JobState::Submitted && !to_the_end) {
@@ -214,7 +248,9 @@ pub(crate) async fn wait(link: &Link, id: u64, to_the_end: bool, patience: Durat
         let now = link.chain.now().await?;
         let due = job.deadline.to::<u64>();
         if job.state != JobState::Submitted && now > due {
-            return Err(Fault::failed(format!("nobody answered in time: `sworn job settle {id}` brings the escrow back")));
+            return Err(Fault::failed(format!(
+                "nobody answered in time: `sworn job settle {id}` brings the escrow back"
+            )));
         }
         if Instant::now() >= until {
             return Err(leave("patience is over"));

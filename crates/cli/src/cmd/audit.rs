@@ -45,7 +45,11 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
     };
     let id = id_text(&model.id());
     if id != answer.model_id.to_ascii_lowercase() {
-        return Err(Fault::failed(format!("the answer is of model {}, {} has id {id}: give the model it was made with", answer.model_id, command.model.unwrap_or_default())));
+        return Err(Fault::failed(format!(
+            "the answer is of model {}, {} has id {id}: give the model it was made with",
+            answer.model_id,
+            command.model.unwrap_or_default()
+        )));
     }
     let report = backend::cancellable(move |cancel| {
         let chosen = backend::open(model, command.backend)?;
@@ -86,9 +90,14 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
             Some(Difference::Leaf { layer, row, position }) => {
                 format!("WRONG: the traces first differ at layer {layer}, row {row} (position {position})")
             }
-            Some(Difference::Root) => "WRONG: the trace roots differ; the file does not carry the leaves that would tell where".to_owned(),
+            Some(Difference::Root) => {
+                "WRONG: the trace roots differ; the file does not carry the leaves that would tell where".to_owned()
+            }
         };
-        format!("{verdict}\n  re-executed  {}\n  claimed      {}\n  {} positions at {:.0} tok/s", r.trace_root, r.claimed_trace_root, r.positions, r.tok_s)
+        format!(
+            "{verdict}\n  re-executed  {}\n  claimed      {}\n  {} positions at {:.0} tok/s",
+            r.trace_root, r.claimed_trace_root, r.positions, r.tok_s
+        )
     })?;
     Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

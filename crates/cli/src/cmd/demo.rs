@@ -31,11 +31,12 @@ use timeline::{Stage, Timeline};
 
 /// Longest time the whole play may take once everybody is on stage.
 const PATIENCE: Duration = Duration::from_secs(240);
-const HONEST_QUESTION: &str = "What is the capital of France?";
+const HONEST_QUESTION: &str = "What is 2 + 2?";
 const LIAR_QUESTION: &str = "Explain what a smart contract is.";
 
 /// Lies that are no opcode's name.
-const OTHER_LIES: [&str; 9] = ["token", "model", "padding", "withhold", "malformed", "mute", "interactive", "second-story", "open"];
+const OTHER_LIES: [&str; 9] =
+    ["token", "model", "padding", "withhold", "malformed", "mute", "interactive", "second-story", "open"];
 
 pub(super) async fn run(settings: &Settings, command: args::Demo) -> Result<ExitCode> {
     known(&command.lie)?;
@@ -66,14 +67,26 @@ fn known(lie: &str) -> Result<()> {
         return Ok(());
     }
     let opcodes: Vec<_> = Opcode::ALL.iter().map(|o| o.name()).collect();
-    Err(Fault::usage(format!("{lie:?} is no lie the demo knows: give an opcode ({}), token, model, withhold or malformed", opcodes.join(", "))))
+    Err(Fault::usage(format!(
+        "{lie:?} is no lie the demo knows: give an opcode ({}), token, model, withhold or malformed",
+        opcodes.join(", ")
+    )))
 }
 
 async fn play(settings: &Settings, command: &args::Demo, root: &Path, liar: &Path, dir: &Path) -> Result<Report> {
     let mut timeline = Timeline::new(settings.out);
     timeline.heading("The stage")?;
     let loaded = devnet::obtain(settings, &command.model, dir).await?;
-    timeline.say(Stage::Crew, &format!("model {} ({} blocks, {:.1} M weights), id {}", command.model, loaded.layers(), loaded.description().parameters as f64 / 1e6, crate::models::id_text(&loaded.id())))?;
+    timeline.say(
+        Stage::Crew,
+        &format!(
+            "model {} ({} blocks, {:.1} M weights), id {}",
+            command.model,
+            loaded.layers(),
+            loaded.description().parameters as f64 / 1e6,
+            crate::models::id_text(&loaded.id())
+        ),
+    )?;
     let net = Localnet::start(root, dir, 0).await?;
     timeline.say(Stage::Crew, &format!("anvil at {}, contracts deployed by script/Deploy.s.sol", net.rpc))?;
     let cast = Cast::assemble(&net).await?;
@@ -114,7 +127,11 @@ async fn questions(cast: &Cast, model: &Model, id: B256, max_new: u32) -> Result
     Ok((jobs[0], jobs[1]))
 }
 
-async fn wait_until_started(timeline: &mut Timeline, processes: &mut Processes, heard: &mut mpsc::UnboundedReceiver<Line>) -> Result<()> {
+async fn wait_until_started(
+    timeline: &mut Timeline,
+    processes: &mut Processes,
+    heard: &mut mpsc::UnboundedReceiver<Line>,
+) -> Result<()> {
     let until = Instant::now() + PATIENCE;
     let mut missing = processes.names();
     while !missing.is_empty() {
@@ -161,7 +178,12 @@ async fn follow(
         }
         if Instant::now() > until {
             let names = states.map(|s| s.name());
-            return Err(Fault::failed(format!("after {} s the honest job is {} and the other {}", PATIENCE.as_secs(), names[0], names[1])));
+            return Err(Fault::failed(format!(
+                "after {} s the honest job is {} and the other {}",
+                PATIENCE.as_secs(),
+                names[0],
+                names[1]
+            )));
         }
         tokio::time::sleep(Duration::from_millis(250)).await;
     }

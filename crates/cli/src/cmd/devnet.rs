@@ -100,11 +100,18 @@ pub(super) async fn run(settings: &Settings, command: Devnet) -> Result<ExitCode
 }
 
 fn text(r: &Ready) -> String {
-    let mut text = format!("\nA chain runs at {} (id {}). In another terminal:\n\n  export SWORN_CONFIG={}\n\n", r.rpc, r.chain_id, r.config.display());
+    let mut text = format!(
+        "\nA chain runs at {} (id {}). In another terminal:\n\n  export SWORN_CONFIG={}\n\n",
+        r.rpc,
+        r.chain_id,
+        r.config.display()
+    );
     for a in &r.accounts {
         text.push_str(&format!("  {:<9} {}  --key {}\n", a.name, a.address, a.key.display()));
     }
-    let key = |name: &str| r.accounts.iter().find(|a| a.name == name).map(|a| a.key.display().to_string()).unwrap_or_default();
+    let key = |name: &str| {
+        r.accounts.iter().find(|a| a.name == name).map(|a| a.key.display().to_string()).unwrap_or_default()
+    };
     text.push_str(&format!(
         "\nTry:\n  sworn node stake 100 --key {0}\n  sworn node register --endpoint http://127.0.0.1:9545 --key {0}\n  sworn node price --input 0.001 --output 0.01 --key {0}\n  sworn node run --key {0}\n  sworn watch --key {1}\n  sworn ask \"What is the capital of France?\" --key {2}\n\nCtrl-C ends the chain.",
         key("operator"),

@@ -63,7 +63,15 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
     let mut rows = Vec::new();
     for (id, events) in jobs.into_iter().rev().take(limit.try_into().unwrap_or(usize::MAX)) {
         let chain_job = link.chain.market().job(U256::from(id)).call().await.viewed()?;
-        let mut row = Row { job: id, status: chain_job.state.name(), node: chain_job.node, demands: 0, answers: 0, outcome: "open".into(), last_block: 0 };
+        let mut row = Row {
+            job: id,
+            status: chain_job.state.name(),
+            node: chain_job.node,
+            demands: 0,
+            answers: 0,
+            outcome: "open".into(),
+            last_block: 0,
+        };
         for s in events {
             row.last_block = s.block;
             let Event::Challenges(event) = &s.event else { continue };
@@ -86,7 +94,14 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
         }
         let mut table = crate::output::table(["job", "status", "node", "demands", "answers", "outcome"]);
         for r in rows {
-            table.add_row([r.job.to_string(), r.status.to_owned(), r.node.to_string(), r.demands.to_string(), r.answers.to_string(), r.outcome.clone()]);
+            table.add_row([
+                r.job.to_string(),
+                r.status.to_owned(),
+                r.node.to_string(),
+                r.demands.to_string(),
+                r.answers.to_string(),
+                r.outcome.clone(),
+            ]);
         }
         table.to_string()
     })
@@ -103,7 +118,13 @@ async fn show(settings: &Settings, link: &Link, id: u64) -> Result<()> {
     settings.out.result(&Shown { job: id, status, steps }, |d| {
         let mut table = crate::output::table(["block", "what", "detail", "gas", "transaction"]);
         for s in &d.steps {
-            table.add_row([s.block.to_string(), s.what.to_owned(), s.detail.clone(), s.gas.to_string(), s.transaction.to_string()]);
+            table.add_row([
+                s.block.to_string(),
+                s.what.to_owned(),
+                s.detail.clone(),
+                s.gas.to_string(),
+                s.transaction.to_string(),
+            ]);
         }
         format!("job {}  {}\n{table}", d.job, d.status)
     })
@@ -133,7 +154,9 @@ fn describe(event: &Event, link: &Link) -> Option<(&'static str, String)> {
         Event::Market(event) => match event {
             IMarketEvents::JobCreated(e) => ("job", format!("by {}, escrow {}", e.user, money(U256::from(e.escrow)))),
             IMarketEvents::JobAccepted(e) => ("accepted", format!("by {}, bond {}", e.node, money(U256::from(e.bond)))),
-            IMarketEvents::ResultSubmitted(e) => ("result", format!("{} tokens, trace root {}", e.outputTokens.len() / 4, e.traceRoot)),
+            IMarketEvents::ResultSubmitted(e) => {
+                ("result", format!("{} tokens, trace root {}", e.outputTokens.len() / 4, e.traceRoot))
+            }
             IMarketEvents::JobFinalized(e) => ("final", format!("paid {}, back {}", money(e.paid), money(e.refunded))),
             IMarketEvents::JobSlashed(e) => (
                 "slashed",

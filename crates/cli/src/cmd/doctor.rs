@@ -98,10 +98,18 @@ fn disk(found: &mut Findings, home: &Path) {
             "free a gigabyte, or set SWORN_HOME to a larger disk",
         ),
         Some(free) => found.ok("disk", format!("{} GiB free at {}", free >> 30, home.display())),
-        None => found.note("disk", format!("the free space at {} is unknown", home.display()), "see that a gigabyte is free"),
+        None => found.note(
+            "disk",
+            format!("the free space at {} is unknown", home.display()),
+            "see that a gigabyte is free",
+        ),
     }
     if home.exists() && tempfile::tempfile_in(home).is_err() {
-        found.fault("home", format!("{} cannot be written", home.display()), "fix its permissions, or set SWORN_HOME to another directory");
+        found.fault(
+            "home",
+            format!("{} cannot be written", home.display()),
+            "fix its permissions, or set SWORN_HOME to another directory",
+        );
     }
 }
 
@@ -118,7 +126,15 @@ fn model(found: &mut Findings, settings: &Settings, command: &Doctor) {
         Ok(model) => model,
         Err(e) => return found.fault("model", e.to_string(), format!("sworn model pull {}", command.engine.model)),
     };
-    found.ok("model", format!("{} {} ({} positions at most)", command.engine.model, id_text(&loaded.id()), loaded.manifest().max_positions));
+    found.ok(
+        "model",
+        format!(
+            "{} {} ({} positions at most)",
+            command.engine.model,
+            id_text(&loaded.id()),
+            loaded.manifest().max_positions
+        ),
+    );
     match Cpu::new(loaded) {
         Ok(cpu) => found.ok("cpu", cpu.adapter()),
         Err(e) => found.fault("cpu", e.to_string(), "raise the limit of threads (ulimit -u)"),
@@ -161,7 +177,11 @@ fn key(found: &mut Findings, settings: &Settings) {
 
 async fn chain(found: &mut Findings, settings: &Settings) {
     if !settings.has_deployment() {
-        found.note("chain", "no deployment given: no chain is used", "give --deployment FILE (SWORN_DEPLOYMENT); sworn devnet makes one");
+        found.note(
+            "chain",
+            "no deployment given: no chain is used",
+            "give --deployment FILE (SWORN_DEPLOYMENT); sworn devnet makes one",
+        );
         return;
     }
     let deployment = match settings.deployment() {
@@ -173,15 +193,31 @@ async fn chain(found: &mut Findings, settings: &Settings) {
         Ok(link) => link,
         Err(e) => return found.fault("chain", e.to_string(), "check --rpc (SWORN_RPC) and --deployment"),
     };
-    found.ok("chain", format!("id {} at {}, market {market}, paid in {}", link.chain.deployment().chain_id, link.chain.url(), link.currency.symbol));
+    found.ok(
+        "chain",
+        format!(
+            "id {} at {}, market {market}, paid in {}",
+            link.chain.deployment().chain_id,
+            link.chain.url(),
+            link.currency.symbol
+        ),
+    );
     match link.chain.head().await {
         Err(e) => found.fault("clock", e.to_string(), "check the RPC"),
         Ok(head) => {
             let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
             if head.timestamp > wall + SKEW {
-                found.fault("clock", format!("this machine is {} s behind the chain", head.timestamp - wall), "set the clock (NTP): deadlines would be missed");
+                found.fault(
+                    "clock",
+                    format!("this machine is {} s behind the chain", head.timestamp - wall),
+                    "set the clock (NTP): deadlines would be missed",
+                );
             } else if wall > head.timestamp + STALE {
-                found.note("clock", format!("block {} is {} s old", head.number, wall - head.timestamp), "see whether the chain or the RPC has stopped");
+                found.note(
+                    "clock",
+                    format!("block {} is {} s old", head.number, wall - head.timestamp),
+                    "see whether the chain or the RPC has stopped",
+                );
             } else {
                 found.ok("clock", format!("block {} is {} s old", head.number, wall.saturating_sub(head.timestamp)));
             }
@@ -189,7 +225,11 @@ async fn chain(found: &mut Findings, settings: &Settings) {
     }
     if let Ok(account) = settings.account() {
         match link.chain.balances(account).await {
-            Ok(b) if b.native.is_zero() => found.fault("gas", format!("{account} has no currency for gas"), "send it some of the chain's own currency"),
+            Ok(b) if b.native.is_zero() => found.fault(
+                "gas",
+                format!("{account} has no currency for gas"),
+                "send it some of the chain's own currency",
+            ),
             Ok(b) => found.ok("gas", format!("{} and {} in the wallet", ether(b.native), link.currency.show(b.token))),
             Err(e) => found.fault("gas", e.to_string(), "check the RPC"),
         }

@@ -27,14 +27,18 @@ struct Report {
 }
 
 pub(super) async fn run(settings: &Settings, command: Eval) -> Result<ExitCode> {
-    let text = std::fs::read_to_string(&command.text).doing(|| format!("cannot read the text {}: give a UTF-8 file with --text", command.text.display()))?;
+    let text = std::fs::read_to_string(&command.text)
+        .doing(|| format!("cannot read the text {}: give a UTF-8 file with --text", command.text.display()))?;
     let model = models::load(settings, &command.model)?;
     let gguf = match command.gguf {
         Some(path) => path,
         None => models::store(settings).source_file(&command.model)?,
     };
     if !gguf.is_file() {
-        return Err(Fault::failed(format!("no GGUF at {}: the float reading needs the file the model was imported from; name it with --gguf", gguf.display())));
+        return Err(Fault::failed(format!(
+            "no GGUF at {}: the float reading needs the file the model was imported from; name it with --gguf",
+            gguf.display()
+        )));
     }
     let limit = command.limit;
     let name = command.model.clone();

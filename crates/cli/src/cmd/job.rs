@@ -71,7 +71,9 @@ pub(super) async fn run(settings: &Settings, verb: args::Job) -> Result<ExitCode
             let account = Account::open(settings).await?;
             let call = IMarket::cancelJobCall { jobId: U256::from(job) };
             let receipt = account.send(account.link.chain.deployment().market, &call).await?;
-            settings.out.result(&receipt, |r| format!("job {job} cancelled; its escrow can be withdrawn (`sworn money --withdraw`)\n{}", r.hash))?;
+            settings.out.result(&receipt, |r| {
+                format!("job {job} cancelled; its escrow can be withdrawn (`sworn money --withdraw`)\n{}", r.hash)
+            })?;
         }
         args::Job::Settle { job } => settle(settings, job).await?,
     }
@@ -83,11 +85,14 @@ async fn settle(settings: &Settings, id: u64) -> Result<()> {
     let chain = &account.link.chain;
     let job = existing(&account.link, id).await?;
     let (now, market, due) = (chain.now().await?, chain.deployment().market, job.deadline.to::<u64>());
-    let early = |what: &str| Fault::failed(format!("job {id} is {}: {what} {}", job.state.name(), times::relative(due, now)));
+    let early =
+        |what: &str| Fault::failed(format!("job {id} is {}: {what} {}", job.state.name(), times::relative(due, now)));
     let receipt = match job.state {
         JobState::Open | JobState::Assigned if now <= due => return Err(early("it can expire")),
         JobState::Submitted if now <= due => return Err(early("its challenge window ends")),
-        JobState::Open | JobState::Assigned => account.send(market, &IMarket::expireCall { jobId: U256::from(id) }).await?,
+        JobState::Open | JobState::Assigned => {
+            account.send(market, &IMarket::expireCall { jobId: U256::from(id) }).await?
+        }
         JobState::Submitted => account.send(market, &IMarket::finalizeCall { jobId: U256::from(id) }).await?,
         state => return Err(Fault::failed(format!("job {id} is {} already: nothing to settle", state.name()))),
     };

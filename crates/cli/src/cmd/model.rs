@@ -107,7 +107,11 @@ pub(super) async fn run(settings: &Settings, verb: args::Model) -> Result<ExitCo
             let recomputed = blocking(move |progress| loaded.verify(progress)).await?;
             let verified = Verified { model_id: id_text(&id), recomputed: id_text(&recomputed), ok: id == recomputed };
             settings.out.result(&verified, |v| {
-                if v.ok { format!("{}  every byte agrees", v.model_id) } else { format!("{}  DIFFERS: the bytes give {}", v.model_id, v.recomputed) }
+                if v.ok {
+                    format!("{}  every byte agrees", v.model_id)
+                } else {
+                    format!("{}  DIFFERS: the bytes give {}", v.model_id, v.recomputed)
+                }
             })?;
             if !verified.ok {
                 note("the model's files were changed: import or pull it again");
@@ -155,7 +159,11 @@ async fn blocking<T: Send + 'static>(
 
 fn name_from(file: &std::path::Path) -> Result<String> {
     let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
-    let name: String = stem.to_ascii_lowercase().chars().map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' }).collect();
+    let name: String = stem
+        .to_ascii_lowercase()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' })
+        .collect();
     if name.is_empty() { Err(Fault::usage("give the model a name with --name")) } else { Ok(name) }
 }
 
@@ -193,7 +201,13 @@ fn list(settings: &Settings) -> Result<()> {
         }
         let mut table = crate::output::table(["name", "model id", "parameters", "blocks", "title"]);
         for r in rows {
-            table.add_row([r.name.clone(), r.model_id.clone(), format!("{:.1} M", r.parameters as f64 / 1e6), r.layers.to_string(), r.title.clone()]);
+            table.add_row([
+                r.name.clone(),
+                r.model_id.clone(),
+                format!("{:.1} M", r.parameters as f64 / 1e6),
+                r.layers.to_string(),
+                r.title.clone(),
+            ]);
         }
         table.to_string()
     })
@@ -211,7 +225,10 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
         })
     };
     let listed = if program {
-        operators(SectionKind::Embedding, "embedding").chain(operators(SectionKind::Block, "block")).chain(operators(SectionKind::Head, "head")).collect()
+        operators(SectionKind::Embedding, "embedding")
+            .chain(operators(SectionKind::Block, "block"))
+            .chain(operators(SectionKind::Head, "head"))
+            .collect()
     } else {
         Vec::new()
     };

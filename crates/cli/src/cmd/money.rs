@@ -62,7 +62,10 @@ pub(super) async fn run(settings: &Settings, command: args::Money) -> Result<Exi
         let money = |digits: &str| link.currency.show(digits.parse::<U256>().unwrap_or_default());
         let mut table = crate::output::table(["bucket", "amount", "released", "how"]);
         for b in &r.buckets {
-            let when = b.released_at.map_or_else(|| "-".to_owned(), |at| if at <= now { "now".to_owned() } else { times::relative(at, now) });
+            let when = b.released_at.map_or_else(
+                || "-".to_owned(),
+                |at| if at <= now { "now".to_owned() } else { times::relative(at, now) },
+            );
             table.add_row([b.what.clone(), money(&b.amount), when, b.how.clone()]);
         }
         let gas = ether(r.gas.parse().unwrap_or_default());
@@ -94,7 +97,13 @@ async fn report(link: &Link, account: Address) -> Result<Report> {
     add("wallet", balances.token, None, Some(now), "yours".into());
     add("owed by the market", balances.withdrawable, None, Some(now), "sworn money --withdraw".into());
     let free = U256::from(balances.stake) - U256::from(balances.locked) - U256::from(balances.unbonding);
-    add("free stake", free, None, Some(now + delay), format!("sworn node unstake, {} later sworn node withdraw", times::span(delay)));
+    add(
+        "free stake",
+        free,
+        None,
+        Some(now + delay),
+        format!("sworn node unstake, {} later sworn node withdraw", times::span(delay)),
+    );
     add("unbonding stake", U256::from(balances.unbonding), None, Some(node.unbondingAt), "sworn node withdraw".into());
 
     let params = chain.challenges().params().call().await.viewed()?;
@@ -113,7 +122,11 @@ async fn report(link: &Link, account: Address) -> Result<Report> {
             add(&format!("escrow of job {id}"), U256::from(job.escrow), Some(id), Some(due), then.into());
         }
         if job.node == account {
-            let then = if job.state == JobState::Submitted { "free when the job is final" } else { "free when the job is answered and final" };
+            let then = if job.state == JobState::Submitted {
+                "free when the job is final"
+            } else {
+                "free when the job is answered and final"
+            };
             add(&format!("bond of job {id}"), U256::from(job.bond), Some(id), Some(due), then.into());
         }
     }
@@ -127,12 +140,27 @@ async fn report(link: &Link, account: Address) -> Result<Report> {
             _ => Some("comes back if the job is slashed, otherwise the node's"),
         };
         if let Some(how) = how {
-            add(&format!("demand fees of job {id}"), U256::from(fees), Some(id), (job.state == JobState::Slashed).then_some(now), how.into());
+            add(
+                &format!("demand fees of job {id}"),
+                U256::from(fees),
+                Some(id),
+                (job.state == JobState::Slashed).then_some(now),
+                how.into(),
+            );
         }
         let reward = challenges.rewardOf(U256::from(id)).call().await.viewed()?;
         if reward.winner == account && !reward.paid {
             let amount = reward_of(link, id).await?;
-            add(&format!("reward of job {id}"), amount, Some(id), Some(reward.contestEnd.to::<u64>() + 1), format!("settleReward after the contest of {}: sworn watch collects it", times::span(params.challengerTurn.to())));
+            add(
+                &format!("reward of job {id}"),
+                amount,
+                Some(id),
+                Some(reward.contestEnd.to::<u64>() + 1),
+                format!(
+                    "settleReward after the contest of {}: sworn watch collects it",
+                    times::span(params.challengerTurn.to())
+                ),
+            );
         }
     }
     let total = buckets.iter().filter_map(|b| b.amount.parse::<U256>().ok()).fold(U256::ZERO, |a, b| a + b);
@@ -145,7 +173,10 @@ async fn jobs_of(link: &Link, account: Address) -> Result<BTreeSet<u64>> {
     let created = Some(IMarket::JobCreated::SIGNATURE_HASH);
     let mut said = history::events(link, &market, [created, None, indexed(account), None]).await?;
     said.extend(history::events(link, &market, [created, None, None, indexed(account)]).await?);
-    said.extend(history::events(link, &market, [Some(IMarket::JobAccepted::SIGNATURE_HASH), None, indexed(account), None]).await?);
+    said.extend(
+        history::events(link, &market, [Some(IMarket::JobAccepted::SIGNATURE_HASH), None, indexed(account), None])
+            .await?,
+    );
     Ok(said
         .iter()
         .filter_map(|s| match &s.event {
@@ -161,7 +192,14 @@ async fn challenged_by(link: &Link, account: Address) -> Result<BTreeSet<u64>> {
     let challenges = [link.chain.deployment().challenges];
     let demanded = Some(IChallenges::Demanded::SIGNATURE_HASH);
     let mut said: Vec<Said> = history::events(link, &challenges, [demanded, None, None, indexed(account)]).await?;
-    said.extend(history::events(link, &challenges, [Some(IChallenges::FraudProven::SIGNATURE_HASH), None, indexed(account), None]).await?);
+    said.extend(
+        history::events(
+            link,
+            &challenges,
+            [Some(IChallenges::FraudProven::SIGNATURE_HASH), None, indexed(account), None],
+        )
+        .await?,
+    );
     Ok(said
         .iter()
         .filter_map(|s| match &s.event {

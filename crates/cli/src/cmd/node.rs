@@ -60,7 +60,9 @@ pub(super) async fn run(settings: &Settings, verb: args::Node) -> Result<ExitCod
     let receipts = match verb {
         args::Node::Register { endpoint, capacity } => {
             if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-                return Err(Fault::usage(format!("{endpoint:?} is no HTTP address: give one that watchers can reach, like http://node.example:9545")));
+                return Err(Fault::usage(format!(
+                    "{endpoint:?} is no HTTP address: give one that watchers can reach, like http://node.example:9545"
+                )));
             }
             vec![account.send(nodes, &INodes::configureCall { endpoint, capacity }).await?]
         }
@@ -80,7 +82,11 @@ pub(super) async fn run(settings: &Settings, verb: args::Node) -> Result<ExitCod
             let amount = account.link.currency.parse(&amount)?;
             let receipt = account.send(nodes, &INodes::requestUnstakeCall { amount }).await?;
             let delay = account.link.chain.nodes().UNSTAKE_DELAY().call().await.viewed()?;
-            note(format!("{} can be withdrawn in {}", account.link.currency.show(U256::from(amount)), times::span(delay)));
+            note(format!(
+                "{} can be withdrawn in {}",
+                account.link.currency.show(U256::from(amount)),
+                times::span(delay)
+            ));
             vec![receipt]
         }
         args::Node::Withdraw => withdraw(&account).await?,
@@ -107,7 +113,11 @@ async fn withdraw(account: &Account) -> Result<Vec<Receipt>> {
     if node.unbonding > 0 && node.unbondingAt <= now {
         receipts.push(account.send(*nodes.address(), &INodes::withdrawStakeCall {}).await?);
     } else if node.unbonding > 0 {
-        note(format!("{} of stake can be withdrawn {}", account.link.currency.show(U256::from(node.unbonding)), times::relative(node.unbondingAt, now)));
+        note(format!(
+            "{} of stake can be withdrawn {}",
+            account.link.currency.show(U256::from(node.unbonding)),
+            times::relative(node.unbondingAt, now)
+        ));
     }
     if receipts.is_empty() {
         note("nothing is due now; `sworn money` shows what is, and when");

@@ -50,7 +50,8 @@ impl Cast {
     /// Makes the accounts and gives them money.
     pub(super) async fn assemble(net: &Localnet) -> Result<Self> {
         let purse = |name: &'static str| net.purse(name, whole(PURSE));
-        let (honest, liar, user, watcher) = tokio::try_join!(purse("honest-node"), purse("dishonest-node"), purse("user"), purse("watcher"))?;
+        let (honest, liar, user, watcher) =
+            tokio::try_join!(purse("honest-node"), purse("dishonest-node"), purse("user"), purse("watcher"))?;
         Ok(Self { honest, liar, user, watcher, ports: [free_port()?, free_port()?] })
     }
 
@@ -62,10 +63,19 @@ impl Cast {
         let one = async |purse: &Purse, port: u16| -> Result<()> {
             let account = &purse.account;
             let amount = u128::try_from(whole(STAKE)).unwrap_or(u128::MAX);
-            account.send(net.link.chain.deployment().token, &IERC20::approveCall { spender: nodes, value: whole(STAKE) }).await?;
+            account
+                .send(net.link.chain.deployment().token, &IERC20::approveCall { spender: nodes, value: whole(STAKE) })
+                .await?;
             account.send(nodes, &INodes::depositCall { amount }).await?;
-            account.send(nodes, &INodes::configureCall { endpoint: format!("http://127.0.0.1:{port}"), capacity: 4 }).await?;
-            let ask = INodes::setAskCall { modelId: model, perInputToken: price(PRICE.0), perOutputToken: price(PRICE.1), maxTokens: 512 };
+            account
+                .send(nodes, &INodes::configureCall { endpoint: format!("http://127.0.0.1:{port}"), capacity: 4 })
+                .await?;
+            let ask = INodes::setAskCall {
+                modelId: model,
+                perInputToken: price(PRICE.0),
+                perOutputToken: price(PRICE.1),
+                maxTokens: 512,
+            };
             account.send(nodes, &ask).await?;
             Ok(())
         };
@@ -90,7 +100,8 @@ impl Cast {
             let address = purse.account.address();
             async move { chain.balances(address).await }
         };
-        let (honest, liar, user, watcher) = tokio::try_join!(of(&self.honest), of(&self.liar), of(&self.user), of(&self.watcher))?;
+        let (honest, liar, user, watcher) =
+            tokio::try_join!(of(&self.honest), of(&self.liar), of(&self.user), of(&self.watcher))?;
         let token = chain.token();
         let d = chain.deployment();
         let held = async |who: Address| token.balanceOf(who).call().await.viewed();
@@ -159,17 +170,23 @@ impl Processes {
             arguments.extend(pairs.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
             arguments
         };
-        let verb = |words: &[&str], rest: Vec<String>| words.iter().map(|w| (*w).to_owned()).chain(rest).collect::<Vec<_>>();
+        let verb =
+            |words: &[&str], rest: Vec<String>| words.iter().map(|w| (*w).to_owned()).chain(rest).collect::<Vec<_>>();
         let listen = |port: u16| vec!["--listen".to_owned(), format!("127.0.0.1:{port}")];
         let state = |name: &str| vec!["--state".to_owned(), path(&dir.join("state").join(name))];
 
-        let honest = verb(&["node", "run"], [common(&cast.honest, backend), listen(cast.ports[0]), state("honest")].concat());
+        let honest =
+            verb(&["node", "run"], [common(&cast.honest, backend), listen(cast.ports[0]), state("honest")].concat());
         let lies = vec!["--lie".to_owned(), command.lie.clone(), "--seed".to_owned(), command.seed.to_string()];
         // Tampering is done on the cpu, whatever the others run on.
         let dishonest = [common(&cast.liar, "cpu"), listen(cast.ports[1]), state("liar"), lies].concat();
         let watching = verb(&["watch"], [common(&cast.watcher, backend), state("watcher")].concat());
         let mut running = Vec::new();
-        for (name, program, arguments) in [("honest node", me.as_path(), honest), ("dishonest node", liar, dishonest), ("watcher", me.as_path(), watching)] {
+        for (name, program, arguments) in [
+            ("honest node", me.as_path(), honest),
+            ("dishonest node", liar, dishonest),
+            ("watcher", me.as_path(), watching),
+        ] {
             running.push((name, Process::start(name, program, arguments, dir, Some(lines.clone()))?));
         }
         Ok(Self(running))

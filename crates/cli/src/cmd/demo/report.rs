@@ -65,7 +65,8 @@ struct Gas {
 }
 
 /// Calls that only a challenge makes.
-const CHALLENGE: [&str; 8] = ["demand", "answer", "timeout", "announce", "proveFraud", "contestReward", "settleReward", "reclaimFees"];
+const CHALLENGE: [&str; 8] =
+    ["demand", "answer", "timeout", "announce", "proveFraud", "contestReward", "settleReward", "reclaimFees"];
 
 #[derive(Serialize)]
 struct Balances {
@@ -82,7 +83,10 @@ struct Held {
 
 fn held(books: &Books) -> BTreeMap<&'static str, Held> {
     let burned = Held { tokens: books.burned.to_string(), native: "0".to_owned() };
-    let rows = books.rows().into_iter().map(|(name, b)| (name, Held { tokens: b.tokens().to_string(), native: b.native.to_string() }));
+    let rows = books
+        .rows()
+        .into_iter()
+        .map(|(name, b)| (name, Held { tokens: b.tokens().to_string(), native: b.native.to_string() }));
     rows.chain([("burned", burned)]).collect()
 }
 
@@ -143,11 +147,29 @@ impl Report {
         let (before, after) = (&self.books.0, &self.books.1);
         let mut books = crate::output::table(["", "before", "after", "difference", "gas paid"]);
         for ((name, b), (_, a)) in before.rows().into_iter().zip(after.rows()) {
-            books.add_row([name.to_owned(), currency.show(b.tokens()), currency.show(a.tokens()), signed(currency, b.tokens(), a.tokens()), ether(b.native.saturating_sub(a.native))]);
+            books.add_row([
+                name.to_owned(),
+                currency.show(b.tokens()),
+                currency.show(a.tokens()),
+                signed(currency, b.tokens(), a.tokens()),
+                ether(b.native.saturating_sub(a.native)),
+            ]);
         }
-        books.add_row(["burned".to_owned(), currency.show(before.burned), currency.show(after.burned), signed(currency, before.burned, after.burned), String::new()]);
+        books.add_row([
+            "burned".to_owned(),
+            currency.show(before.burned),
+            currency.show(after.burned),
+            signed(currency, before.burned, after.burned),
+            String::new(),
+        ]);
         let sum = |books: &Books| books.rows().iter().fold(books.burned, |sum, (_, b)| sum + b.tokens());
-        books.add_row(["sum".to_owned(), currency.show(sum(before)), currency.show(sum(after)), signed(currency, sum(before), sum(after)), String::new()]);
+        books.add_row([
+            "sum".to_owned(),
+            currency.show(sum(before)),
+            currency.show(sum(after)),
+            signed(currency, sum(before), sum(after)),
+            String::new(),
+        ]);
 
         let mut costs = crate::output::table(["transaction", "by", "gas", "hash"]);
         let all = [&self.setup, &self.honest.transactions, &self.fraud.transactions];
@@ -158,9 +180,13 @@ impl Report {
             costs.add_row([t.call.clone(), t.by.to_owned(), grouped(t.gas), hash.to_string()]);
         }
         let lie = self.fraud.lie.as_ref().map_or_else(String::new, |l| {
-            format!("layer {}, position {}, {}, element {}: {} instead of {}", l.layer, l.position, l.op, l.element, l.claimed, l.computed)
+            format!(
+                "layer {}, position {}, {}, element {}: {} instead of {}",
+                l.layer, l.position, l.op, l.element, l.claimed, l.computed
+            )
         });
-        let how = if self.fraud.proven_by == "element" { "proven wrong on one element" } else { "slashed for its silence" };
+        let how =
+            if self.fraud.proven_by == "element" { "proven wrong on one element" } else { "slashed for its silence" };
         format!(
             "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({lie})\n  challenge       {} answer{}, {} gas ({} for the job in all)\n  every wei       {}",
             if self.as_it_should_be() { "As it should be." } else { "NOT as it should be." },

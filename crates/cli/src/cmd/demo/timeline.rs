@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256, U256};
@@ -101,7 +102,7 @@ struct Play {
     link: Link,
     rpc: String,
     names: BTreeMap<Address, &'static str>,
-    tokenizer: Box<dyn Fn(&[u32]) -> String + Send + Sync>,
+    model: Arc<Model>,
     opcodes: [Vec<&'static str>; 3],
     layers: u16,
     seen: u64,
@@ -148,15 +149,14 @@ impl Timeline {
     }
 
     /// From here on the chain is followed.
-    pub(super) async fn begin(&mut self, net: &Localnet, cast: &Cast, model: &std::sync::Arc<Model>) -> Result<()> {
-        let texts = model.clone();
+    pub(super) async fn begin(&mut self, net: &Localnet, cast: &Cast, model: &Arc<Model>) -> Result<()> {
         model.tokenizer()?;
         let section = |kind| model.program().section(kind).ops.iter().map(|d| d.opcode.name()).collect();
         self.play = Some(Play {
             link: net.link.clone(),
             rpc: net.rpc.clone(),
             names: cast.named().into_iter().map(|(name, address)| (address, name)).collect(),
-            tokenizer: Box::new(move |tokens| texts.tokenizer().map(|t| t.decode(tokens, false)).unwrap_or_default()),
+            model: model.clone(),
             opcodes: [section(SectionKind::Embedding), section(SectionKind::Block), section(SectionKind::Head)],
             layers: model.layers(),
             seen: net.link.chain.deployment().block,
@@ -166,7 +166,11 @@ impl Timeline {
     }
 
     /// Tells what happens while `work` goes on.
-    pub(super) async fn during<T>(&mut self, heard: &mut mpsc::UnboundedReceiver<Line>, work: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) async fn during<T>(
+        &mut self,
+        heard: &mut mpsc::UnboundedReceiver<Line>,
+        work: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
@@ -217,10 +221,16 @@ impl Timeline {
         let (who, v) = (Stage::of(line.from), &line.value);
         let number = |field: &str| v[field].as_u64().unwrap_or_default();
         match v["event"].as_str().unwrap_or_default() {
-            "started" => self.say(who, &match v["adapter"].as_str() {
-                Some(adapter) => format!("is up, a process of its own; backend {}: {adapter}", v["backend"].as_str().unwrap_or_default()),
-                None => "is up, a process of its own".to_owned(),
-            }),
+            "started" => self.say(
+                who,
+                &match v["adapter"].as_str() {
+                    Some(adapter) => format!(
+                        "is up, a process of its own; backend {}: {adapter}",
+                        v["backend"].as_str().unwrap_or_default()
+                    ),
+                    None => "is up, a process of its own".to_owned(),
+                },
+            ),
             "lied" => {
                 let lie = LieFound {
                     layer: number("layer") as u16,
@@ -237,19 +247,45 @@ impl Timeline {
                 self.told.get_or_insert(lie);
                 self.say(who, &said)
             }
-            "audited" if v["ok"] == true => {
-                self.say(who, &format!("re-executed job {} in {} ms, {} positions in one pass: every hash agrees", number("job"), number("ms"), number("positions")))
-            }
-            "audited" => self.say(who, &format!("re-executed job {} in {} ms: it does NOT give the trace that was sworn to", number("job"), number("ms"))),
+            "audited" if v["ok"] == true => self.say(
+                who,
+                &format!(
+                    "re-executed job {} in {} ms, {} positions in one pass: every hash agrees",
+                    number("job"),
+                    number("ms"),
+                    number("positions")
+                ),
+            ),
+            "audited" => self.say(
+                who,
+                &format!(
+                    "re-executed job {} in {} ms: it does NOT give the trace that was sworn to",
+                    number("job"),
+                    number("ms")
+                ),
+            ),
             "self_checked" => self.say(who, &format!("checked itself before accusing anybody ({} ms)", number("ms"))),
-            "self_check_failed" => self.say(who, &format!("does not trust itself: {}", v["reason"].as_str().unwrap_or_default())),
+            "self_check_failed" => {
+                self.say(who, &format!("does not trust itself: {}", v["reason"].as_str().unwrap_or_default()))
+            }
             "asked" => {
                 let got = if v["served"] == true { "got it" } else { "got nothing that hashes to the commitment" };
                 self.say(who, &format!("asked the node for {}: {got}", v["what"].as_str().unwrap_or_default()))
             }
-            "disputed" => self.say(who, &format!("the two traces part at layer {}, row {} (position {})", number("layer"), number("row"), number("position"))),
+            "disputed" => self.say(
+                who,
+                &format!(
+                    "the two traces part at layer {}, row {} (position {})",
+                    number("layer"),
+                    number("row"),
+                    number("position")
+                ),
+            ),
             "error" => self.say(who, &format!("error: {}", v["message"].as_str().unwrap_or_default())),
-            "failed" => self.say(who, &format!("{}: {}", v["action"].as_str().unwrap_or_default(), v["error"].as_str().unwrap_or_default())),
+            "failed" => self.say(
+                who,
+                &format!("{}: {}", v["action"].as_str().unwrap_or_default(), v["error"].as_str().unwrap_or_default()),
+            ),
             _ => Ok(()),
         }
     }
@@ -275,13 +311,17 @@ impl Timeline {
     async fn transaction(&mut self, tx: &Value, block: u64) -> Result<()> {
         let Some(play) = &self.play else { return Ok(()) };
         let address = |field: &str| tx[field].as_str().and_then(|a| a.parse::<Address>().ok());
-        let (Some(from), Some(hash)) = (address("from"), tx["hash"].as_str().and_then(|h| h.parse::<B256>().ok())) else { return Ok(()) };
+        let (Some(from), Some(hash)) = (address("from"), tx["hash"].as_str().and_then(|h| h.parse::<B256>().ok()))
+        else {
+            return Ok(());
+        };
         let Some(by) = play.names.get(&from).copied() else { return Ok(()) };
         let Some(receipt) = play.link.chain.receipt(hash).await? else { return Ok(()) };
         let deployment = play.link.chain.deployment().clone();
         let name = call_name(&deployment, address("to"), tx["input"].as_str().unwrap_or_default());
         let gas = receipt.gas_used;
-        let events: Vec<Event> = receipt.logs().iter().filter_map(|log| Event::decode(&deployment, log.address(), log.data())).collect();
+        let events: Vec<Event> =
+            receipt.logs().iter().filter_map(|log| Event::decode(&deployment, log.address(), log.data())).collect();
         let job = events.iter().find_map(job_of);
         let cost = format!("{name}, {} gas", grouped(gas));
         self.transactions.push(Transaction { call: name.clone(), by, gas, tx: hash, block, job });
@@ -294,7 +334,8 @@ impl Timeline {
             }
         }
         if !receipt.status() {
-            return self.say(Stage::of(by), &format!("a transaction failed in its block{}", self.dim(&format!("  ({cost})"))));
+            return self
+                .say(Stage::of(by), &format!("a transaction failed in its block{}", self.dim(&format!("  ({cost})"))));
         }
         // What no contract of Sworn's had a word for: allowances, play money.
         if !told {
@@ -323,10 +364,16 @@ impl Timeline {
             Event::Models(_) => (by, "registers the model: from now on its id names every weight".to_owned()),
             Event::Nodes(event) => match event {
                 INodesEvents::StakeDeposited(e) => (by, format!("stakes {}", money(U256::from(e.amount)))),
-                INodesEvents::NodeUpdated(e) => (by, format!("serves its traces at {}, {} jobs at a time", plain(&e.endpoint), e.capacity)),
+                INodesEvents::NodeUpdated(e) => {
+                    (by, format!("serves its traces at {}, {} jobs at a time", plain(&e.endpoint), e.capacity))
+                }
                 INodesEvents::AskSet(e) => (
                     by,
-                    format!("asks {} per prompt token, {} per output token", money(U256::from(e.perInputToken)), money(U256::from(e.perOutputToken))),
+                    format!(
+                        "asks {} per prompt token, {} per output token",
+                        money(U256::from(e.perInputToken)),
+                        money(U256::from(e.perOutputToken))
+                    ),
                 ),
                 INodesEvents::StakeWithdrawn(e) => (by, format!("withdraws {} of stake", money(U256::from(e.amount)))),
                 _ => return None,
@@ -335,18 +382,43 @@ impl Timeline {
                 IMarketEvents::JobCreated(e) => {
                     let tokens = sequence::decode(&e.promptTokens).unwrap_or_default();
                     play.prompts.insert(number(&e.jobId), tokens.len() as u32);
-                    let question = question(&(play.tokenizer)(&tokens));
-                    (by, format!("job {}: asks {} “{question}” and puts {} in escrow", e.jobId, name(&e.node), money(U256::from(e.escrow))))
+                    let question = question(&text_of(&play.model, &tokens));
+                    (
+                        by,
+                        format!(
+                            "job {}: asks {} “{question}” and puts {} in escrow",
+                            e.jobId,
+                            name(&e.node),
+                            money(U256::from(e.escrow))
+                        ),
+                    )
                 }
-                IMarketEvents::JobAccepted(e) => (Stage::Chain, format!("job {}: {} of the node's stake is now its bond", e.jobId, money(U256::from(e.bond)))),
+                IMarketEvents::JobAccepted(e) => (
+                    Stage::Chain,
+                    format!("job {}: {} of the node's stake is now its bond", e.jobId, money(U256::from(e.bond))),
+                ),
                 IMarketEvents::ResultSubmitted(e) => {
                     let tokens = sequence::decode(&e.outputTokens).unwrap_or_default();
-                    let text = plain(&(play.tokenizer)(&tokens));
+                    let text = plain(&text_of(&play.model, &tokens));
                     (by, format!("job {}: answers under oath “{text}”\n{:26}trace root {}", e.jobId, "", e.traceRoot))
                 }
-                IMarketEvents::JobFinalized(e) => (Stage::Chain, format!("job {} is FINAL: {} to the node, {} back to the user", e.jobId, money(e.paid), money(e.refunded))),
+                IMarketEvents::JobFinalized(e) => (
+                    Stage::Chain,
+                    format!(
+                        "job {} is FINAL: {} to the node, {} back to the user",
+                        e.jobId,
+                        money(e.paid),
+                        money(e.refunded)
+                    ),
+                ),
                 IMarketEvents::JobSlashed(e) => {
-                    self.slash = Some(Slash { bond: e.bond, refunded: e.refunded, compensation: e.compensation, reward: e.reward, burned: e.burned });
+                    self.slash = Some(Slash {
+                        bond: e.bond,
+                        refunded: e.refunded,
+                        compensation: e.compensation,
+                        reward: e.reward,
+                        burned: e.burned,
+                    });
                     let said = format!(
                         "job {} is SLASHED: of the bond of {}, {} to the user (and the escrow of {} back), {} to the challenger, {} burned",
                         e.jobId,
@@ -358,8 +430,12 @@ impl Timeline {
                     );
                     (Stage::Chain, said)
                 }
-                IMarketEvents::JobExpired(e) => (Stage::Chain, format!("job {} expired: {} back to the user", e.jobId, money(e.refunded))),
-                IMarketEvents::JobCancelled(e) => (Stage::Chain, format!("job {} cancelled: {} back to the user", e.jobId, money(e.refunded))),
+                IMarketEvents::JobExpired(e) => {
+                    (Stage::Chain, format!("job {} expired: {} back to the user", e.jobId, money(e.refunded)))
+                }
+                IMarketEvents::JobCancelled(e) => {
+                    (Stage::Chain, format!("job {} cancelled: {} back to the user", e.jobId, money(e.refunded)))
+                }
                 IMarketEvents::Withdrawn(e) => (by, format!("withdraws {}", money(e.amount))),
                 IMarketEvents::Credited(_) => return None,
             },
@@ -369,7 +445,9 @@ impl Timeline {
                     self.answers += 1;
                     (by, format!("shows {} ({} bytes)", e.target, e.data.len()))
                 }
-                IChallengesEvents::Announced(_) => (by, "announces a claim, sealed, so that nobody can copy it".to_owned()),
+                IChallengesEvents::Announced(_) => {
+                    (by, "announces a claim, sealed, so that nobody can copy it".to_owned())
+                }
                 IChallengesEvents::FraudProven(e) => {
                     let (layer, row, op) = (e.claim.layer, e.claim.row, usize::from(e.claim.op));
                     let section = match layer {
@@ -396,10 +474,17 @@ impl Timeline {
                     self.proven = Some(lie);
                     (Stage::Chain, said)
                 }
-                IChallengesEvents::TimedOut(e) => (Stage::Chain, format!("the node did not show what was demanded in time; reward to {}", name(&e.payer))),
+                IChallengesEvents::TimedOut(e) => (
+                    Stage::Chain,
+                    format!("the node did not show what was demanded in time; reward to {}", name(&e.payer)),
+                ),
                 IChallengesEvents::RewardContested(e) => (by, format!("contests the reward of job {}", e.jobId)),
-                IChallengesEvents::RewardSettled(e) => (Stage::Chain, format!("the reward of job {} goes to {}", e.jobId, name(&e.to))),
-                IChallengesEvents::FeesReclaimed(e) => (by, format!("gets its demand fees of {} back", money(e.amount))),
+                IChallengesEvents::RewardSettled(e) => {
+                    (Stage::Chain, format!("the reward of job {} goes to {}", e.jobId, name(&e.to)))
+                }
+                IChallengesEvents::FeesReclaimed(e) => {
+                    (by, format!("gets its demand fees of {} back", money(e.amount)))
+                }
                 IChallengesEvents::DepthLowered(_) => return None,
             },
         })
@@ -452,6 +537,11 @@ fn job_of(event: &Event) -> Option<u64> {
         Event::Models(_) | Event::Nodes(_) => return None,
     };
     u64::try_from(id).ok()
+}
+
+/// The words of tokens; none if the tokenizer fails.
+fn text_of(model: &Model, tokens: &[u32]) -> String {
+    model.tokenizer().map(|t| t.decode(tokens, false)).unwrap_or_default()
 }
 
 /// The user's words in a rendered conversation.
