@@ -400,4 +400,6 @@ async fn smollm2_lies() {
     let stage = Stage::stored(model).await.unwrap();
     let played = play_on(stage, "LINEAR", 2, &prompt, 12, &["--layer", "17"]).await;
     assert_exact(&played);
+    let ms = |event: &str| played.watcher.named(event)[0]["ms"].clone();
+    eprintln!("audit {} ms, self-check {} ms, proof {} gas", ms("audited"), ms("self_checked"), played.proven()["gas"]);
 }

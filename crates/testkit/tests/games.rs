@@ -169,7 +169,10 @@ struct Table {
     trace: TraceTree,
     game: Game,
     now: u64,
+    /// The node answers nothing before.
+    answers_from: u64,
     demands: u32,
+    lowered: u32,
 }
 
 impl Table {
@@ -177,7 +180,17 @@ impl Table {
         let trace = claimed.trace();
         let game = Game::new(claimed.dims, trace.layers_root(), window);
         let claimed = Arc::new(claimed);
-        Table { node, claimed, other_lists: HashMap::new(), trace, game, now: 0, demands: 0 }
+        Table {
+            node,
+            claimed,
+            other_lists: HashMap::new(),
+            trace,
+            game,
+            now: 0,
+            answers_from: 0,
+            demands: 0,
+            lowered: 0,
+        }
     }
 
     fn list(&self, layer: u16, row: u32) -> Vec<Hash> {
@@ -202,6 +215,7 @@ impl Table {
         if let Some(o) = self.game.openings.get_mut(&d.target) {
             assert!(depth < o.depth, "demanded again without need: {:?}", d.target);
             o.depth = depth;
+            self.lowered += 1;
             return;
         }
         let dims = self.game.dims;
@@ -259,7 +273,7 @@ impl Table {
                 Node::Silent => false,
             };
             let data = match t.kind {
-                _ if !willing => None,
+                _ if !willing || self.now < self.answers_from => None,
                 Kind::Layers => Some(self.trace.top().descendants(t.level as u32, t.index as u64).concat()),
                 Kind::Positions => Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat()),
                 // A leaf that is no hash of operator roots has no answer.
@@ -490,16 +504,10 @@ fn commitments_to_nothing_end_in_timeouts() {
     assert_eq!(end, End::Timeout(Target::pages(2, 11, inner as u16, 0, 0)));
 }
 
-#[test]
-fn openings_of_others_are_reused_and_lowered_if_they_lie_too_deep() {
-    let liar = lying(Opcode::Add, 2, 30);
-    let own = honest(&liar);
-    let accomplice = Address::repeat_byte(1);
-    let mut table = Table::new(Node::Answers, liar.clone(), 3);
+/// Opens node by node down to (layer 2, row 30), so that the chain reaches a needless depth.
+fn accomplice(table: &mut Table, steps: usize) -> Option<Target> {
     let claimed = table.trace.clone();
-    // The accomplice opens node by node, so that its chain reaches the greatest depth above the disputed row.
     let (top, rows) = (claimed.top(), claimed.layer(2));
-    let mut parent = None;
     let mut chain = Vec::new();
     for level in (1..=top.depth()).rev() {
         chain.push((Target::layers(level, 2 >> level), top.node(level, 2 >> level), top.path(level, 2 >> level)));
@@ -508,25 +516,48 @@ fn openings_of_others_are_reused_and_lowered_if_they_lie_too_deep() {
         let path = claimed.path(2, level, 30 >> level);
         chain.push((Target::positions(2, level, 30 >> level), rows.node(level, 30 >> level), path));
     }
-    for (target, node_hash, path) in chain.into_iter().take(8) {
-        let d = Demand {
-            target,
-            parent,
-            node_hash,
-            path,
-            op_roots: Vec::new(),
-            descriptor: None,
-            descriptor_proof: Vec::new(),
-        };
-        table.demand(&d, accomplice);
+    let mut parent = None;
+    for (target, node_hash, path) in chain.into_iter().take(steps) {
+        demand(table, parent, target, node_hash, path);
         table.node_plays();
         parent = Some(target);
     }
+    parent
+}
+
+fn demand(table: &mut Table, parent: Option<Target>, target: Target, node_hash: Hash, path: Vec<Hash>) {
+    let (op_roots, descriptor_proof) = (Vec::new(), Vec::new());
+    let d = Demand { target, parent, node_hash, path, op_roots, descriptor: None, descriptor_proof };
+    table.demand(&d, Address::repeat_byte(1));
+}
+
+#[test]
+fn openings_of_others_are_reused() {
+    let liar = lying(Opcode::Add, 2, 30);
+    let own = honest(&liar);
+    let mut table = Table::new(Node::Answers, liar, 3);
+    accomplice(&mut table, 8);
     let before = table.demands;
     table.now = 10;
     let end = table.play(&own, None);
     assert!(matches!(end, End::Proven { opcode: Opcode::Add, .. }), "{end:?}");
-    assert!(table.demands - before <= 3, "everything above the row was open already");
+    assert!(table.demands - before <= 2, "everything above the row was open already");
+}
+
+#[test]
+fn an_opening_demanded_at_the_greatest_depth_is_lowered() {
+    let liar = lying(Opcode::Add, 2, 30);
+    let own = honest(&liar);
+    let mut table = Table::new(Node::Answers, liar, 3);
+    let parent = accomplice(&mut table, 7);
+    // At depth 8: nothing could follow it. Answered when every other challenger's turn is nearly over.
+    let (leaf, path) = (table.trace.layer(2).leaves()[30], table.trace.path(2, 0, 30));
+    demand(&mut table, parent, Target::op_list(2, 30), leaf, path);
+    assert_eq!(table.game.openings[&Target::op_list(2, 30)].depth, MAX_DEPTH);
+    (table.now, table.answers_from) = (6, 19);
+    let end = table.play(&own, None);
+    assert!(matches!(end, End::Proven { opcode: Opcode::Add, .. }), "{end:?}");
+    assert!(table.lowered > 0 && table.now > 20);
 }
 
 #[test]

@@ -4,6 +4,17 @@
 //! and the event stream of `sworn watch`. **May depend on** `isa`, `commit`, `model`, `engine`, `bindings`, `chain`.
 //! **Must never** accuse on the word of a single execution, believe served data that does not hash to what is on chain, or
 //! keep something that only it remembers outside its journal.
+//!
+//! # How it works
+//!
+//! Events from the chain (the cursor) fill one [`game::Game`] per job. A submitted result is re-executed by one teacher-forced pass
+//! ([`Executor`]). From then on [`solver::next`] — pure, fed with the game, the own recomputation and what the node served — yields
+//! one [`solver::Move`] at a time, and the loop makes it: ask over HTTP, recompute a row, demand, time out, announce, prove. Nothing
+//! but the salt of an announcement is remembered outside the chain, so a killed watcher goes on where it was.
+//!
+//! Before anything is sent, the watcher doubts itself: the model's bytes are hashed against its id, a second executor repeats the
+//! audit, the scalar reference confirms elements of every operator of the disputed row, and the judge on chain confirms the proof by
+//! a call. What fails there is an event `self_check_failed`, and no transaction.
 #![forbid(unsafe_code)]
 
 mod error;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use sworn_commit::{Hash, TraceDims, TraceTree, tensor};
 
 /// Longest wait for an answer: a node recomputes a layer before it serves its operators.
-const TIMEOUT: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Asks nodes for what they committed to.
 #[derive(Clone, Debug)]
@@ -15,7 +15,7 @@ pub(crate) struct Served {
 
 impl Default for Served {
     fn default() -> Self {
-        let builder = reqwest::Client::builder().timeout(TIMEOUT).redirect(reqwest::redirect::Policy::none());
+        let builder = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none());
         Served { client: builder.build().unwrap_or_default() }
     }
 }
@@ -31,9 +31,10 @@ impl Served {
         job: u64,
         dims: &TraceDims,
         layers_root: &Hash,
+        patience: Duration,
     ) -> Result<TraceTree, String> {
         let leaves: u64 = (0..dims.layer_count()).map(|l| u64::from(dims.rows(l))).sum();
-        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/trace"), leaves * 32).await?;
+        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/trace"), leaves * 32, patience).await?;
         let tree = TraceTree::decode(&bytes, dims).ok_or("the served trace has another shape")?;
         if tree.layers_root() != *layers_root {
             return Err("the served trace is not the committed one".into());
@@ -52,9 +53,10 @@ impl Served {
         (layer, row, op): (u16, u32, u16),
         lens: &[usize],
         root: &Hash,
+        patience: Duration,
     ) -> Result<Vec<u8>, String> {
         let total: usize = lens.iter().sum();
-        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/ops/{layer}/{row}"), total as u64).await?;
+        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/ops/{layer}/{row}"), total as u64, patience).await?;
         let start: usize = lens.iter().take(op as usize).sum();
         let len = lens.get(op as usize).copied().unwrap_or(0);
         let tensor = bytes.get(start..start + len).filter(|_| bytes.len() == total);
@@ -66,14 +68,20 @@ impl Served {
     }
 
     /// Exactly as many bytes as there must be: a hostile node cannot make the watcher hold more.
-    async fn get(&self, endpoint: &str, path: &str, len: u64) -> Result<Vec<u8>, String> {
+    async fn get(&self, endpoint: &str, path: &str, len: u64, patience: Duration) -> Result<Vec<u8>, String> {
         let base =
             reqwest::Url::parse(endpoint).map_err(|e| format!("the node's endpoint {endpoint:?} is no URL: {e}"))?;
         if !matches!(base.scheme(), "http" | "https") {
             return Err(format!("the node's endpoint {endpoint:?} is not http"));
         }
         let url = format!("{}/{path}", endpoint.trim_end_matches('/'));
-        let mut response = self.client.get(url).send().await.map_err(|e| e.without_url().to_string())?;
+        let mut response = self
+            .client
+            .get(url)
+            .timeout(patience.min(TIMEOUT))
+            .send()
+            .await
+            .map_err(|e| e.without_url().to_string())?;
         if !response.status().is_success() {
             return Err(format!("the node says {}", response.status()));
         }
@@ -126,7 +134,7 @@ mod tests {
         let tree = builder.finish();
         let (bytes, root) = (tree.encode(), tree.layers_root());
         let served = Served::default();
-        let got = served.trace(&server(ok(&bytes)).await, 1, &dims, &root).await;
+        let got = served.trace(&server(ok(&bytes)).await, 1, &dims, &root, TIMEOUT).await;
         assert_eq!(got.unwrap(), tree);
 
         let mut other = bytes.clone();
@@ -143,19 +151,19 @@ mod tests {
             (redirect, "302"),
             (b"garbage\r\n\r\n".to_vec(), ""),
         ] {
-            let error = served.trace(&server(response).await, 1, &dims, &root).await.unwrap_err();
+            let error = served.trace(&server(response).await, 1, &dims, &root, TIMEOUT).await.unwrap_err();
             assert!(error.contains(why), "{error}");
         }
         for endpoint in ["", "no url", "file:///etc/passwd", "ftp://127.0.0.1"] {
-            assert!(served.trace(endpoint, 1, &dims, &root).await.is_err());
+            assert!(served.trace(endpoint, 1, &dims, &root, TIMEOUT).await.is_err());
         }
 
         let ops = [vec![1u8; 10], vec![2; 2000]];
         let (lens, root) = ([10, 2000], tensor::tensor_root(&ops[1]));
         let url = server(ok(&ops.concat())).await;
-        assert_eq!(served.tensor(&url, 1, (1, 0, 1), &lens, &root).await.unwrap(), ops[1]);
-        let error = served.tensor(&url, 1, (1, 0, 0), &lens, &root).await.unwrap_err();
+        assert_eq!(served.tensor(&url, 1, (1, 0, 1), &lens, &root, TIMEOUT).await.unwrap(), ops[1]);
+        let error = served.tensor(&url, 1, (1, 0, 0), &lens, &root, TIMEOUT).await.unwrap_err();
         assert!(error.contains("not the posted one"), "{error}");
-        assert!(served.tensor(&url, 1, (1, 0, 7), &lens, &root).await.is_err());
+        assert!(served.tensor(&url, 1, (1, 0, 7), &lens, &root, TIMEOUT).await.is_err());
     }
 }

@@ -265,7 +265,7 @@ impl<'a> Solver<'a> {
             Asked::Got(t) => Some(t),
             _ => None,
         };
-        for (target, _) in &game.openings {
+        for target in game.openings.keys() {
             if let (crate::game::Kind::Layers, Some(hashes)) = (target.kind, game.hashes(target)) {
                 top.learn_descendants(target.level as u32, target.index as u64, &hashes);
             }
@@ -283,7 +283,7 @@ impl<'a> Solver<'a> {
         let layer = layer.ok_or_else(|| Move::Broken("the own layers tree changed".into()))? as u16;
 
         let mut rows = PartialTree::new(own.trace.layer(layer).clone());
-        for (target, _) in &game.openings {
+        for target in game.openings.keys() {
             if let (crate::game::Kind::Positions, Some(hashes)) = (target.kind, game.hashes(target))
                 && target.layer == layer
             {

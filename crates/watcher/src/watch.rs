@@ -51,8 +51,9 @@ pub struct Config {
     pub dry_run: bool,
     /// Stop when nothing is left to do.
     pub once: bool,
-    /// Seconds that a transaction may take to be included: how far from a deadline the watcher keeps.
-    pub margin: u64,
+    /// Seconds that a transaction may take to be included: how far from a deadline the watcher keeps. None: a tenth of the
+    /// challenger's turn.
+    pub margin: Option<u64>,
     /// How transactions are sent.
     pub sender: SenderOptions,
 }
@@ -67,7 +68,7 @@ impl Config {
             backends: Vec::new(),
             dry_run: false,
             once: false,
-            margin: 4,
+            margin: None,
             sender: SenderOptions::default(),
         }
     }
@@ -106,6 +107,8 @@ pub async fn watch(
     let sender =
         key.filter(|_| !config.dry_run).map(|k| Sender::new(chain.clone(), k, store.clone(), config.sender.clone()));
     let params = chain.challenges().params().call().await.map_err(sworn_chain::Error::from)?;
+    let challenger_turn = params.challengerTurn.to::<u64>();
+    let margin = config.margin.unwrap_or((challenger_turn / 10).clamp(2, 600));
     let (tx, rx) = mpsc::unbounded_channel();
     let cursor = fresh_cursor(&config.state, &chain)?;
     let mut watcher = Watcher {
@@ -116,7 +119,8 @@ pub async fn watch(
         me: account.unwrap_or_default(),
         executors,
         cursor: Some(cursor),
-        challenger_turn: params.challengerTurn.to::<u64>(),
+        challenger_turn,
+        margin,
         jobs: BTreeMap::new(),
         times: HashMap::new(),
         served: Served::default(),
@@ -177,6 +181,7 @@ struct Watcher<F> {
     executors: HashMap<Hash, Arc<Executor>>,
     cursor: Option<Cursor>,
     challenger_turn: u64,
+    margin: u64,
     jobs: BTreeMap<u64, Job>,
     /// Timestamps of blocks with answers.
     times: HashMap<u64, u64>,
@@ -250,9 +255,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 Some((generation, job, done)) = results.recv() => self.finished(generation, job, done).await,
                 () = tokio::time::sleep(pause) => {}
             }
-            pause = match self.news().await {
-                Ok(head) => {
-                    self.decide(head).await?;
+            pause = match self.step().await {
+                Ok(()) => {
                     if self.config.once && self.caught_up && self.idle() {
                         return Ok(());
                     }
@@ -265,6 +269,11 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 Err(e) => return Err(e),
             };
         }
+    }
+
+    async fn step(&mut self) -> Result<()> {
+        let head = self.news().await?;
+        self.decide(head).await
     }
 
     /// Whether nothing is left to do for any job.
@@ -472,7 +481,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             });
             return Ok(());
         };
-        let clock = Clock { now: head.timestamp, margin: self.config.margin };
+        let clock = Clock { now: head.timestamp, margin: self.margin };
         let next = solver::next(game, executor.model().program(), own, &job.learned, clock);
         job.right = next == Move::NodeIsRight;
         match next {
@@ -480,11 +489,14 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             Move::FetchTrace => {
                 job.busy = true;
                 let (dims, root, node) = (game.dims, game.layers_root, job.node);
+                // A node that dawdles must not use up the window.
+                let left = game.window_end.saturating_sub(head.timestamp);
+                let patience = Duration::from_secs((left / 8).max(1));
                 let (chain, served) = (self.chain.clone(), self.served.clone());
                 self.fetch(id, async move {
                     let endpoint = endpoint(&chain, node).await;
                     Done::Trace(match endpoint {
-                        Ok(endpoint) => served.trace(&endpoint, id, &dims, &root).await,
+                        Ok(endpoint) => served.trace(&endpoint, id, &dims, &root, patience).await,
                         Err(e) => Err(e),
                     })
                 });
@@ -496,13 +508,14 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 let ops = kind.map_or(&[][..], |k| &executor.model().program().section(k).ops);
                 let t = dims.position(at.0, at.1);
                 let lens: Vec<usize> = ops.iter().map(|d| d.bytes(t) as usize).collect();
+                let patience = Duration::from_secs((self.challenger_turn / 8).max(1));
                 let (chain, served, node) = (self.chain.clone(), self.served.clone(), job.node);
                 self.fetch(id, async move {
                     let endpoint = endpoint(&chain, node).await;
                     Done::Tensor(
                         at,
                         match endpoint {
-                            Ok(endpoint) => served.tensor(&endpoint, id, at, &lens, &root).await,
+                            Ok(endpoint) => served.tensor(&endpoint, id, at, &lens, &root, patience).await,
                             Err(e) => Err(e),
                         },
                     )
@@ -571,7 +584,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         let me = self.me;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         let (Some(game), Some(executor)) = (&job.game, self.executors.get(&job.model)) else { return Ok(()) };
-        let claim = sol_claim(&a.claim);
+        let claim = sol::Claim::from(a.claim);
         if job.judged != Some(a.claim) {
             job.busy = true;
             let model = executor.model();
@@ -584,7 +597,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                     trace: context,
                     model: shape,
                     claim,
-                    witness: sol_witness(&a.proof.witness),
+                    witness: (&a.proof.witness).into(),
                 };
                 let verdict = chain.simulate("judge", me, deployment.step_verifier, &call).await;
                 Done::Judged(
@@ -620,7 +633,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.send_challenges(id, key, &call, Purpose::Announce(announced.commitment));
             }
             Some(block) if head.number > *block => {
-                let witness = sol_witness(&a.proof.witness);
+                let witness = (&a.proof.witness).into();
                 let call = IChallenges::proveFraudCall { jobId: U256::from(id), claim, salt: announced.salt, witness };
                 let size = call.abi_encoded_size() + 4;
                 let key = format!("{id}/prove/{}", announced.commitment);
@@ -848,31 +861,5 @@ fn demand_call(job: u64, d: &Demand) -> IChallenges::demandCall {
             descriptor: d.descriptor.map_or_else(Default::default, |d| d.encode().to_vec().into()),
             descriptorProof: words(&d.descriptor_proof),
         },
-    }
-}
-
-fn sol_claim(c: &Claim) -> sol::Claim {
-    sol::Claim { layer: c.layer, row: c.row, op: c.op, element: c.element }
-}
-
-fn sol_witness(w: &sworn_commit::witness::Witness) -> sol::Witness {
-    let words = |h: &[Hash]| h.iter().map(B256::from).collect::<Vec<_>>();
-    sol::Witness {
-        opRoots: words(&w.op_roots),
-        descriptor: w.descriptor.clone().into(),
-        descriptorProof: words(&w.descriptor_proof),
-        page: w.page.clone().into(),
-        pageProof: words(&w.page_proof),
-        hint: w.hint,
-        reads: w
-            .reads
-            .iter()
-            .map(|r| sol::Read {
-                data: r.data.clone().into(),
-                proof: words(&r.proof),
-                leaves: words(&r.leaves),
-                leafProof: words(&r.leaf_proof),
-            })
-            .collect(),
     }
 }

@@ -1,6 +1,5 @@
 //! A node that lies: the flags of `sworn node run`, and which lie to tell. For tests and `sworn demo` only.
 
-use std::future::Future;
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -165,16 +164,14 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Ctrl-C, or a supervisor's SIGTERM.
-fn interrupted() -> impl Future<Output = ()> {
-    async {
-        #[cfg(unix)]
-        if let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = term.recv() => {}
-            }
-            return;
+async fn interrupted() {
+    #[cfg(unix)]
+    if let Ok(mut term) = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        tokio::select! {
+            _ = tokio::signal::ctrl_c() => {}
+            _ = term.recv() => {}
         }
-        let _ = tokio::signal::ctrl_c().await;
+        return;
     }
+    let _ = tokio::signal::ctrl_c().await;
 }
