@@ -15,14 +15,19 @@ const FORMAT: &str = "sworn-answer/1";
 /// What `sworn run --save` writes and `sworn audit` reads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct SavedAnswer {
-    format: String,
+    /// Absent in what `sworn run --json` and `sworn job show --json` print, which carry the rest.
+    #[serde(default)]
+    format: Option<String>,
     /// Name of the model where it ran.
+    #[serde(default)]
     pub(crate) model: String,
     /// Its id.
     pub(crate) model_id: String,
     /// The prompt's text, for people.
+    #[serde(default)]
     pub(crate) prompt: String,
     /// The answer's text, for people.
+    #[serde(default)]
     pub(crate) text: String,
     /// The prompt's tokens.
     pub(crate) input_tokens: Vec<u32>,
@@ -49,7 +54,7 @@ impl SavedAnswer {
         trace: &Trace,
     ) -> Self {
         Self {
-            format: FORMAT.to_owned(),
+            format: Some(FORMAT.to_owned()),
             model: model.to_owned(),
             model_id,
             prompt,
@@ -80,14 +85,12 @@ impl SavedAnswer {
         })?;
         let answer: Self = serde_json::from_str(&text)
             .doing(|| format!("{} is no saved answer: give the file that `sworn run --save` wrote", path.display()))?;
-        if answer.format != FORMAT {
-            return Err(Fault::failed(format!(
-                "{} has format {:?}, this build reads {FORMAT}",
-                path.display(),
-                answer.format
-            )));
+        match &answer.format {
+            Some(format) if format != FORMAT => {
+                Err(Fault::failed(format!("{} has format {format:?}, this build reads {FORMAT}", path.display())))
+            }
+            _ => Ok(answer),
         }
-        Ok(answer)
     }
 
     /// The saved leaves; `None` if they are missing or not those of the saved root.

@@ -435,7 +435,7 @@ pub(crate) struct Run {
 /// One pass over the known tokens, on whichever backend; exit code 1 and the first difference if it is not what was saved.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Audit {
-    /// What `sworn run --save` or `sworn job show --json` wrote
+    /// What `sworn run --save` wrote, or what `sworn run --json` or `sworn job show --json` printed
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Where to execute; every backend gives the same bits

@@ -304,6 +304,11 @@ fn a_synthetic_model_runs_is_saved_and_audited() {
     };
     differs(&|a| a["tokens"][3] = Value::from((a["tokens"][3].as_u64().unwrap() + 1) % 256), "token");
     differs(&|a| a["trace_root"] = Value::from(format!("0x{}", "11".repeat(32))), "root");
+    // What `run` and `job show` print can be audited as well.
+    std::fs::write(sworn.path("c.json"), answer.to_string()).unwrap();
+    assert!(sworn.run(&["audit", "c.json", "--backend", "cpu"]).status.success());
+    std::fs::write(sworn.path("c.json"), saved.to_string().replace("sworn-answer/1", "sworn-answer/9")).unwrap();
+    sworn.fails(1, &["audit", "c.json"], &["sworn-answer/9"]);
     let verified = sworn.run(&["model", "verify", "tiny", "--json"]);
     assert!(verified.status.success());
 }
