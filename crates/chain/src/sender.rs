@@ -236,7 +236,9 @@ impl Sender {
             match self.0.follow(&key, entry, false).await {
                 Ok(Some(_)) | Err(Error::Failed { .. }) => finished.push(key),
                 Ok(None) => {}
-                Err(e) => return Err(e),
+                Err(e) if e.is_transient() => return Err(e),
+                // One that cannot be followed now must not keep the others from it; its own caller meets the error.
+                Err(error) => tracing::warn!(key, %error, "a transaction is still open"),
             }
         }
         Ok(finished)
@@ -535,8 +537,12 @@ impl Inner {
             Ok(Sent::Taken)
         } else if says(&["nonce too low", "nonce is too low", "invalid nonce"]) {
             Ok(Sent::NonceUsed)
-        } else if says(&["underpriced", "replacement"]) {
+        } else if says(&["replacement"]) {
             Ok(Sent::NonceTaken)
+        } else if says(&["underpriced", "less than block base fee", "fee too low"]) {
+            // The nonce is still this transaction's: it waits until a raise of its fees is due.
+            tracing::warn!(what, reason = payload.message.as_ref(), "the fee is too low for now");
+            Ok(Sent::Taken)
         } else {
             Err(self.explain(what, e).await)
         }

@@ -184,8 +184,8 @@ impl Node {
                         self.shared.sink.emit(NodeEvent::Demanded { job: e.jobId, target, by: e.payer, deadline });
                     }
                 }
-                Event::Challenges(IChallengesEvents::Answered(e)) => self.drop_demand(e.openingId)?,
-                Event::Challenges(IChallengesEvents::TimedOut(e)) => self.drop_demand(e.openingId)?,
+                // Demands are kept until their job ends: a reorganisation may take an answer back, and the chain says which are open.
+                Event::Challenges(IChallengesEvents::Answered(_)) => {}
                 _ => continue,
             }
             self.changed = true;
@@ -337,13 +337,11 @@ impl Node {
         let mut views = Vec::new();
         for d in mine {
             let opening = challenges.opening(d.opening).call().await.map_err(sworn_chain::Error::from)?;
-            match d.target() {
-                Some(target) if opening.state == OpeningState::Demanded => {
-                    if shared.conduct.answers(job, &target) {
-                        views.push(DemandView { opening: d.opening, deadline: opening.turnEnd.to() });
-                    }
-                }
-                _ => self.drop_demand(d.opening)?,
+            // Not demanded may mean answered, or an RPC server that is a block behind: the demand is asked about again.
+            if let Some(target) = d.target().filter(|_| opening.state == OpeningState::Demanded)
+                && shared.conduct.answers(job, &target)
+            {
+                views.push(DemandView { opening: d.opening, deadline: opening.turnEnd.to() });
             }
         }
         Ok(views)

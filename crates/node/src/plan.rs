@@ -106,6 +106,8 @@ fn decide_job(view: &View, job: &JobView, due: &mut Vec<(u64, Action)>) {
             }
         }
         JobState::Open if in_time => {}
+        // Unknown to an RPC server that is a block behind, or undone by a reorganisation that may bring it back.
+        JobState::None => {}
         _ => due.push((u64::MAX, Action::Close(id))),
     }
 }
@@ -152,7 +154,8 @@ mod tests {
         assert_eq!(at(100, submitted.clone()), []);
         assert_eq!(at(101, submitted.clone()), [Action::Finalize(ID)]);
         assert_eq!(at(101, JobView { settled: false, ..submitted }), []);
-        for over in [JobState::None, JobState::Final, JobState::Expired, JobState::Cancelled, JobState::Slashed] {
+        assert_eq!(at(1, job(JobState::None)), []);
+        for over in [JobState::Final, JobState::Expired, JobState::Cancelled, JobState::Slashed] {
             assert_eq!(at(1, job(over)), [Action::Close(ID)]);
         }
     }

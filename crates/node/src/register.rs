@@ -28,7 +28,7 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
         told(what, send(sender, journal, "configure", |key| Intent::call(key, nodes, &call)).await?);
     }
 
-    if let Some(missing) = r.stake.checked_sub(node.stake - node.unbonding).filter(|m| *m > 0) {
+    if let Some(missing) = r.stake.checked_sub(node.stake.saturating_sub(node.unbonding)).filter(|m| *m > 0) {
         approve(sender, journal, nodes, U256::from(missing)).await?;
         let call = INodes::depositCall { amount: missing };
         told(

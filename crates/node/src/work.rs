@@ -9,7 +9,7 @@ use alloy::primitives::{B256, U256};
 use sworn_bindings::{IChallenges, IMarket, Target};
 use sworn_chain::{Intent, Sender};
 use sworn_commit::{TraceDims, TraceTree, sequence};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{self, Opened};
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
@@ -28,8 +28,8 @@ pub(crate) struct Shared {
     pub(crate) journal: Journal,
     pub(crate) sink: EventSink,
     executions: Semaphore,
-    answers: Semaphore,
-    visits: Semaphore,
+    answers: Arc<Semaphore>,
+    visits: Arc<Semaphore>,
     cancels: std::sync::Mutex<HashMap<U256, Arc<AtomicBool>>>,
     rows: std::sync::Mutex<Rows>,
 }
@@ -99,7 +99,7 @@ impl Shared {
         sink: EventSink,
     ) -> Self {
         let executions = Semaphore::new(config.workers.max(1));
-        let (answers, visits) = (Semaphore::new(ANSWERS), Semaphore::new(1));
+        let (answers, visits) = (Arc::new(Semaphore::new(ANSWERS)), Arc::new(Semaphore::new(1)));
         let (cancels, rows) = Default::default();
         Shared { config, sender, prover, conduct, journal, sink, executions, answers, visits, cancels, rows }
     }
@@ -188,7 +188,7 @@ impl Shared {
 
     async fn execute(self: &Arc<Self>, id: U256) -> Result<()> {
         let _permit = self.executions.acquire().await;
-        let Some(mut record) = self.journal.job(id)?.filter(|r| r.answer.is_none()) else { return Ok(()) };
+        let Some(record) = self.journal.job(id)?.filter(|r| r.answer.is_none()) else { return Ok(()) };
         let cancel = Arc::new(AtomicBool::new(false));
         unpoisoned(&self.cancels).insert(id, cancel.clone());
         self.sink.emit(NodeEvent::Executing { job: id });
@@ -205,8 +205,10 @@ impl Shared {
         let done = done?;
         let layers_root = B256::from(done.trace.layers_root());
         let tokens = done.tokens.len();
-        record.answer = Some(AnswerRecord { tokens: done.tokens, layers_root });
-        self.journal.put_job(&record)?;
+        // The job may have ended, or a reorganisation may have given its id to another, while this ran.
+        let Some(mut now) = self.journal.job(id)?.filter(|r| r.job == record.job && !r.closed) else { return Ok(()) };
+        now.answer = Some(AnswerRecord { tokens: done.tokens, layers_root });
+        self.journal.put_job(&now)?;
         let seconds = start.elapsed().as_secs_f64();
         self.sink.emit(NodeEvent::Executed { job: id, tokens, seconds, layers_root });
         Ok(())
@@ -253,11 +255,15 @@ impl Shared {
         Ok(self.journal.job(id)?.and_then(|r| r.answer.clone().map(|a| (r, a))))
     }
 
-    fn place(&self, purpose: Purpose) -> &Semaphore {
-        match purpose {
+    /// A place to recompute in. It moves into the computation: a visitor who hangs up must not make room for the next while
+    /// the first one's work goes on.
+    async fn place(&self, purpose: Purpose) -> Option<OwnedSemaphorePermit> {
+        let places = match purpose {
             Purpose::Demand => &self.answers,
             Purpose::Visit => &self.visits,
-        }
+        };
+        // Never closed.
+        places.clone().acquire_owned().await.ok()
     }
 
     /// A job's trace: from its file, or recomputed.
@@ -270,8 +276,9 @@ impl Shared {
         let layers = self.prover.layers(job.model).ok_or(Error::NoModel { job: job.id, model: job.model })?;
         let dims = TraceDims { layers, n_in: job.prompt.len() as u32, n_out: answer.tokens.len() as u32 };
         let (shared, job, answer) = (self.clone(), job.clone(), answer.clone());
-        let _permit = self.place(purpose).acquire().await;
+        let place = self.place(purpose).await;
         blocking(move || {
+            let _place = place;
             if let Some(tree) = shared.journal.trace(job.id, &dims, answer.layers_root) {
                 return Ok(tree);
             }
@@ -294,12 +301,16 @@ impl Shared {
         purpose: Purpose,
     ) -> Result<Arc<Vec<Vec<u8>>>> {
         let key = (job.id, layer, row);
-        let _permit = self.place(purpose).acquire().await;
+        let place = self.place(purpose).await;
         if let Some(ops) = unpoisoned(&self.rows).get(key) {
             return Ok(ops);
         }
         let (shared, job, tokens) = (self.clone(), job.clone(), answer.tokens.clone());
-        let ops = Arc::new(blocking(move || shared.prover.ops(&job, &tokens, layer, row)).await?);
+        let ops = blocking(move || {
+            let _place = place;
+            shared.prover.ops(&job, &tokens, layer, row)
+        });
+        let ops = Arc::new(ops.await?);
         unpoisoned(&self.rows).put(key, ops.clone(), self.config.ops_cache);
         Ok(ops)
     }

@@ -114,7 +114,8 @@ impl Fixture {
         let dims = TraceDims { layers: 1, n_in: case.t + 1, n_out: 1 };
         let op_roots: Vec<Hash> = ops.iter().map(|t| tensor::tensor_root(t)).collect();
         let (layer, row) = if head { (2, 0) } else { (1, case.t) };
-        let leaf = |tensors: &[Vec<u8>]| trace::leaf(&tensors.iter().map(|t| tensor::tensor_root(t)).collect::<Vec<_>>());
+        let leaf =
+            |tensors: &[Vec<u8>]| trace::leaf(&tensors.iter().map(|t| tensor::tensor_root(t)).collect::<Vec<_>>());
         let leaves = |l: u16| match l {
             l if l != layer => (0..dims.rows(l)).map(|r| trace::leaf(&[[r as u8; 32]])).collect(),
             2 => vec![leaf(&ops[INPUTS..INPUTS + CACHED])],

@@ -96,7 +96,8 @@ impl World {
         cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
         cfg.disable_nonce_check = true;
         let context = Context::mainnet().with_db(&mut self.db).with_block(self.block.clone()).with_cfg(cfg);
-        let tx = TxEnv::builder().caller(from).kind(kind).data(data).gas_limit(100_000_000).gas_price(0).build().unwrap();
+        let tx =
+            TxEnv::builder().caller(from).kind(kind).data(data).gas_limit(100_000_000).gas_price(0).build().unwrap();
         let result = context.build_mainnet().transact_commit(tx).unwrap();
         let gas = result.tx_gas_used();
         match result {
@@ -246,7 +247,8 @@ impl Seen {
         };
         gas.insert("answer", world.send(NODE, world.challenges, &answer).0);
 
-        let (top, previous, rows) = (PartialTree::new(top), PartialTree::new(self.previous.clone()), PartialTree::new(rows));
+        let (top, previous, rows) =
+            (PartialTree::new(top), PartialTree::new(self.previous.clone()), PartialTree::new(rows));
         let pages = PartialTree::new(tensor::tensor_tree(&ops[op]));
         let tokens = Tokens { replay: &self.replay, output: &output };
         let evidence = Evidence {
@@ -275,8 +277,14 @@ impl Seen {
         let prove = IChallenges::proveFraudCall { jobId: job, claim, salt, witness: Witness::from(&proof.witness) };
         gas.insert("proveFraud", world.send(WATCHER, world.challenges, &prove).0);
         world.block.timestamp += U256::from(61);
-        gas.insert("settleReward", world.send(WATCHER, world.challenges, &IChallenges::settleRewardCall { jobId: job }).0);
-        gas.insert("reclaimFees", world.send(WATCHER, world.challenges, &IChallenges::reclaimFeesCall { jobId: job }).0);
+        gas.insert(
+            "settleReward",
+            world.send(WATCHER, world.challenges, &IChallenges::settleRewardCall { jobId: job }).0,
+        );
+        gas.insert(
+            "reclaimFees",
+            world.send(WATCHER, world.challenges, &IChallenges::reclaimFeesCall { jobId: job }).0,
+        );
         gas
     }
 }
@@ -349,7 +357,8 @@ fn smollm2_challenge_gas() {
                     *f = used.max(*f);
                 };
                 worst(&mut figures, format!("proveFraud {name} at {positions}"), gas["proveFraud"]);
-                for call in ["createJob", "submitResult", "demand", "answer", "announce", "settleReward", "reclaimFees"] {
+                for call in ["createJob", "submitResult", "demand", "answer", "announce", "settleReward", "reclaimFees"]
+                {
                     worst(&mut figures, format!("{call} at {positions}"), gas[call]);
                 }
             }
@@ -364,10 +373,19 @@ fn smollm2_challenge_gas() {
     if std::env::var_os("SWORN_GAS_UPDATE").is_some() {
         std::fs::write(&path, serde_json::to_string_pretty(&figures).unwrap() + "\n").unwrap();
     }
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}: SWORN_GAS_UPDATE=1 writes it", path.display()));
+    let text = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}: SWORN_GAS_UPDATE=1 writes it", path.display()));
     let kept: BTreeMap<String, u64> = serde_json::from_str(&text).unwrap();
-    assert_eq!(kept.keys().collect::<Vec<_>>(), figures.keys().collect::<Vec<_>>(), "SWORN_GAS_UPDATE=1 renews the snapshot");
+    assert_eq!(
+        kept.keys().collect::<Vec<_>>(),
+        figures.keys().collect::<Vec<_>>(),
+        "SWORN_GAS_UPDATE=1 renews the snapshot"
+    );
     for (name, used) in &figures {
-        assert!(used.abs_diff(kept[name]) * 100 <= kept[name] * TOLERANCE, "{name}: {used}, was {}: SWORN_GAS_UPDATE=1 renews", kept[name]);
+        assert!(
+            used.abs_diff(kept[name]) * 100 <= kept[name] * TOLERANCE,
+            "{name}: {used}, was {}: SWORN_GAS_UPDATE=1 renews",
+            kept[name]
+        );
     }
 }
