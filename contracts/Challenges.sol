@@ -15,9 +15,9 @@ import {Trees} from "./lib/Trees.sol";
 /// @notice See IChallenges.
 contract Challenges is IChallenges, ReentrancyGuardTransient {
     /// @notice openings on one path from a layer root to a page
-    uint8 public constant MAX_DEPTH = 8;
+    uint8 public constant MAX_DEPTH = Programs.MAX_DEPTH;
     /// @notice levels that one answer opens
-    uint8 public constant LEVELS_PER_ANSWER = 6;
+    uint8 public constant LEVELS_PER_ANSWER = Programs.LEVELS_PER_ANSWER;
 
     /// @inheritdoc IChallenges
     address public immutable market;

@@ -19,9 +19,9 @@ contract Models is IModels {
     /// @notice every token of an answer is compared with every stop token
     uint8 public constant MAX_STOPS = 16;
     /// @notice answers of the deepest challenge
-    uint8 public constant MAX_DEPTH = 8;
+    uint8 public constant MAX_DEPTH = Programs.MAX_DEPTH;
     /// @notice levels that one answer opens
-    uint8 public constant LEVELS_PER_ANSWER = 6;
+    uint8 public constant LEVELS_PER_ANSWER = Programs.LEVELS_PER_ANSWER;
 
     // The packed manifest: where its fields begin.
     uint256 private constant AT_ROOTS = 18;

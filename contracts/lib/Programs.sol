@@ -10,6 +10,11 @@ import {Trees} from "./Trees.sol";
 /// @dev Not a type checker: whether an operator's inputs have the sizes its opcode wants is the importer's business, and a
 /// model whose operators cannot be judged harms only who buys its answers.
 library Programs {
+    /// @notice answers of the deepest challenge: what the registry admits and what the challenges allow are one number
+    uint8 internal constant MAX_DEPTH = 8;
+    /// @notice levels of a tree that one answer opens
+    uint8 internal constant LEVELS_PER_ANSWER = 6;
+
     /// @notice what a program may refer to, and the longest sequence it runs
     struct Bounds {
         uint256 layers;

@@ -11,7 +11,7 @@ use alloy::primitives::U256;
 use serde_json::Value;
 use sworn_bindings::JobState;
 use sworn_engine::{Backend, Cpu};
-use sworn_model::{Message, Model, ModelStore};
+use sworn_model::{Message, Model};
 use sworn_testkit::devnet::PURSE;
 use sworn_testkit::liar::perturb;
 use sworn_testkit::scenario::{Process, Stage};
@@ -389,13 +389,12 @@ async fn wait(watcher: &Watcher, event: &str) {
     }
 }
 
-/// The real model; skipped with a word if it is not on this machine (`sworn model pull smollm2-135m`).
+/// The real model, fetched if it is not on this machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn smollm2_lies() {
-    let model = match ModelStore::from_env().and_then(|s| s.load("smollm2-135m")) {
-        Ok(model) => model,
-        Err(e) => return eprintln!("skipped: {e}"),
-    };
+    let home = sworn_model::ModelStore::from_env().unwrap().home().to_owned();
+    let model = tokio::task::spawn_blocking(move || sworn_model::pull("smollm2-135m", home, &mut |_| {}));
+    let model = model.await.unwrap().unwrap();
     let prompt = model.encode_chat(&[Message::new("user", "Why is the sky blue?")]).unwrap();
     let stage = Stage::stored(model).await.unwrap();
     let played = play_on(stage, "LINEAR", 2, &prompt, 12, &["--layer", "17"]).await;

@@ -599,7 +599,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                     claim,
                     witness: (&a.proof.witness).into(),
                 };
-                let verdict = chain.simulate("judge", me, deployment.step_verifier, &call).await;
+                // An RPC that stumbles says nothing about the witness: only the judge's own word ends this job's case.
+                let verifier = deployment.step_verifier;
+                let verdict = sworn_chain::persistently("judge", || chain.simulate("judge", me, verifier, &call)).await;
                 Done::Judged(
                     a.claim,
                     match verdict {
