@@ -1,6 +1,6 @@
 //! Events as values.
 
-use alloy::primitives::{Address, LogData};
+use alloy::primitives::{Address, LogData, U256};
 use alloy::sol_types::SolEventInterface;
 
 use crate::{Deployment, IChallenges, IMarket, IModels, INodes};
@@ -28,5 +28,39 @@ impl Event {
             }
             _ => None,
         }
+    }
+}
+
+impl IChallenges::IChallengesEvents {
+    /// The job it is about.
+    pub fn job(&self) -> U256 {
+        match self {
+            Self::Demanded(e) => e.jobId,
+            Self::DepthLowered(e) => e.jobId,
+            Self::Answered(e) => e.jobId,
+            Self::Announced(e) => e.jobId,
+            Self::FraudProven(e) => e.jobId,
+            Self::TimedOut(e) => e.jobId,
+            Self::RewardContested(e) => e.jobId,
+            Self::RewardSettled(e) => e.jobId,
+            Self::FeesReclaimed(e) => e.jobId,
+        }
+    }
+}
+
+impl IMarket::IMarketEvents {
+    /// The job it is about, if it is about one.
+    pub fn job(&self) -> Option<U256> {
+        Some(match self {
+            Self::JobCreated(e) => e.jobId,
+            Self::JobAccepted(e) => e.jobId,
+            Self::ResultSubmitted(e) => e.jobId,
+            Self::JobFinalized(e) => e.jobId,
+            Self::JobExpired(e) => e.jobId,
+            Self::JobCancelled(e) => e.jobId,
+            Self::JobSlashed(e) => e.jobId,
+            Self::Credited(e) => e.jobId,
+            Self::Withdrawn(_) => return None,
+        })
     }
 }

@@ -312,3 +312,41 @@ fn a_synthetic_model_runs_is_saved_and_audited() {
     let verified = sworn.run(&["model", "verify", "tiny", "--json"]);
     assert!(verified.status.success());
 }
+
+/// A disk that takes no more than a megabyte of a file: the import says so and leaves nothing half-made.
+#[test]
+fn smollm2_on_a_full_disk() {
+    let store = sworn_model::ModelStore::from_env().unwrap();
+    sworn_model::pull("smollm2-135m", store.home(), &mut |_| {}).unwrap();
+    let gguf = text(&store.source_file("smollm2-135m").unwrap());
+    let sworn = Sworn::new();
+    let limited = |arguments: &[&str]| {
+        let direct = sworn.command(arguments);
+        let mut command = Command::new("sh");
+        // The signal ignored, a write over the limit fails like one on a full disk.
+        command.args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\"",
+            &text(Path::new(direct.get_program())),
+        ]);
+        command.args(direct.get_args()).current_dir(sworn.dir.path()).stdin(Stdio::null());
+        command.env("SWORN_HOME", sworn.dir.path()).output().unwrap()
+    };
+    let output = limited(&["model", "import", &gguf, "--name", "small"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("File too large") && !stderr.contains("panicked"), "{stderr}");
+    sworn.fails(1, &["model", "show", "small"], &["small"]);
+    let left: Vec<_> = std::fs::read_dir(sworn.path("models")).map_or_else(|_| Vec::new(), |d| d.flatten().collect());
+    assert!(left.is_empty(), "left behind: {left:?}");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_an_error() {
+    let sworn = Sworn::new();
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let output = sworn.command(&["model", "list", "--json"]).stdout(full).stderr(Stdio::piped()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("No space left") && !stderr.contains("panicked"), "{stderr}");
+}

@@ -17,19 +17,6 @@ fn kernels() -> Kernels {
     Kernels::open(&Selection::Best).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Rows as a model stores them.
-fn stored(rows: &[Row]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for r in rows {
-        for (m, sh) in &r.scales {
-            bytes.extend(m.to_be_bytes());
-            bytes.extend(sh.to_be_bytes());
-        }
-        bytes.extend(r.elements.iter().map(|e| *e as u8));
-    }
-    bytes
-}
-
 /// What an honest node computes: the reference's value, except that `SELECT` is told neither claim nor next token.
 fn expected(case: &Case) -> Vec<i64> {
     match case.descriptor.opcode {
@@ -45,7 +32,15 @@ fn check(kernels: &Kernels, opcode: Opcode, seed: u64) -> (usize, usize) {
         let batch: Vec<Case> = stream.by_ref().take(128).collect();
         let matrices: Vec<Vec<u8>> = batch
             .iter()
-            .map(|c| c.operands.iter().find_map(|o| if let OperandData::Rows(r) = o { Some(stored(r)) } else { None }))
+            .map(|c| {
+                c.operands.iter().find_map(|o| {
+                    if let OperandData::Rows(r) = o {
+                        Some(r.iter().flat_map(Row::bytes).collect::<Vec<_>>())
+                    } else {
+                        None
+                    }
+                })
+            })
             .map(Option::unwrap_or_default)
             .collect();
         let singles: Vec<Single<'_>> = batch

@@ -31,6 +31,14 @@ pub struct Row {
     pub elements: Vec<i8>,
 }
 
+impl Row {
+    /// The row as a model stores and hashes it.
+    pub fn bytes(&self) -> Vec<u8> {
+        let scales = self.scales.iter().flat_map(|(m, sh)| m.to_be_bytes().into_iter().chain(sh.to_be_bytes()));
+        scales.chain(self.elements.iter().map(|e| *e as u8)).collect()
+    }
+}
+
 /// One operator with inputs and the output they determine.
 #[derive(Clone, Debug)]
 pub struct Case {

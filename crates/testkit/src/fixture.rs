@@ -41,12 +41,6 @@ pub struct Fixture {
     hint: u32,
 }
 
-/// A weight row as stored.
-pub fn stored_row(row: &Row) -> Vec<u8> {
-    let scales = row.scales.iter().flat_map(|(m, sh)| m.to_be_bytes().into_iter().chain(sh.to_be_bytes()));
-    scales.chain(row.elements.iter().map(|e| *e as u8)).collect()
-}
-
 impl Fixture {
     /// The run in which `case` happens and the operator's output is `claimed`.
     pub fn new(case: &Case, claimed: &[i64]) -> Self {
@@ -79,7 +73,7 @@ impl Fixture {
                     }
                     ops[INPUTS + o.index as usize] = encode(&c[case.t as usize], o.dtype);
                 }
-                (OperandData::Rows(rows), _) => weights = rows.iter().map(stored_row).collect(),
+                (OperandData::Rows(rows), _) => weights = rows.iter().map(Row::bytes).collect(),
                 (OperandData::Token(t), _) if o.index == 0 => prompt[case.t as usize] = *t,
                 (OperandData::Token(t), _) => output[0] = *t,
                 (OperandData::None, _) => {}

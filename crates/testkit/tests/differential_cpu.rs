@@ -4,22 +4,9 @@
 use sworn_engine::kernels::{Input, apply};
 use sworn_engine::{Matrix, OpTensor, Simd};
 use sworn_isa::Opcode;
-use sworn_testkit::cases::{Case, OperandData, cases};
+use sworn_testkit::cases::{Case, OperandData, Row, cases};
 
 const CASES: usize = 10_000;
-
-/// A weight matrix as stored.
-fn stored(rows: &[sworn_testkit::cases::Row]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for r in rows {
-        for (m, sh) in &r.scales {
-            bytes.extend(m.to_be_bytes());
-            bytes.extend(sh.to_be_bytes());
-        }
-        bytes.extend(r.elements.iter().map(|e| *e as u8));
-    }
-    bytes
-}
 
 fn run(case: &Case, simd: Simd) -> OpTensor {
     let (d, t) = (&case.descriptor, case.t);
@@ -37,7 +24,7 @@ fn run(case: &Case, simd: Simd) -> OpTensor {
             _ => OpTensor::zeros(dtype, 0),
         });
         matrices.push(match data {
-            OperandData::Rows(rows) => stored(rows),
+            OperandData::Rows(rows) => rows.iter().flat_map(Row::bytes).collect(),
             _ => Vec::new(),
         });
     }

@@ -391,17 +391,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     }
 
     async fn apply_challenges(&mut self, event: &IChallengesEvents, seen: &Seen, time: u64) -> Result<()> {
-        let id = job_number(match event {
-            IChallengesEvents::Demanded(e) => e.jobId,
-            IChallengesEvents::DepthLowered(e) => e.jobId,
-            IChallengesEvents::Answered(e) => e.jobId,
-            IChallengesEvents::Announced(e) => e.jobId,
-            IChallengesEvents::FraudProven(e) => e.jobId,
-            IChallengesEvents::TimedOut(e) => e.jobId,
-            IChallengesEvents::RewardContested(e) => e.jobId,
-            IChallengesEvents::RewardSettled(e) => e.jobId,
-            IChallengesEvents::FeesReclaimed(e) => e.jobId,
-        });
+        let id = job_number(event.job());
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
         job.challenges(event, seen.block, time, self.challenger_turn);
         let reward = job.reward.to_string();

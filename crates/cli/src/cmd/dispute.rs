@@ -57,7 +57,7 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
     let mut jobs: BTreeMap<u64, Vec<&Said>> = BTreeMap::new();
     for s in &said {
         if let Event::Challenges(event) = &s.event {
-            jobs.entry(u64::try_from(job_of(event)).unwrap_or_default()).or_default().push(s);
+            jobs.entry(u64::try_from(event.job()).unwrap_or_default()).or_default().push(s);
         }
     }
     let mut rows = Vec::new();
@@ -173,18 +173,4 @@ fn describe(event: &Event, link: &Link) -> Option<(&'static str, String)> {
         },
         _ => return None,
     })
-}
-
-fn job_of(event: &IChallengesEvents) -> U256 {
-    match event {
-        IChallengesEvents::Demanded(e) => e.jobId,
-        IChallengesEvents::DepthLowered(e) => e.jobId,
-        IChallengesEvents::Answered(e) => e.jobId,
-        IChallengesEvents::Announced(e) => e.jobId,
-        IChallengesEvents::FraudProven(e) => e.jobId,
-        IChallengesEvents::TimedOut(e) => e.jobId,
-        IChallengesEvents::RewardContested(e) => e.jobId,
-        IChallengesEvents::RewardSettled(e) => e.jobId,
-        IChallengesEvents::FeesReclaimed(e) => e.jobId,
-    }
 }

@@ -512,28 +512,8 @@ fn call_name(d: &Deployment, to: Option<Address>, input: &str) -> String {
 
 fn job_of(event: &Event) -> Option<u64> {
     let id = match event {
-        Event::Market(event) => match event {
-            IMarketEvents::JobCreated(e) => e.jobId,
-            IMarketEvents::JobAccepted(e) => e.jobId,
-            IMarketEvents::ResultSubmitted(e) => e.jobId,
-            IMarketEvents::JobFinalized(e) => e.jobId,
-            IMarketEvents::JobExpired(e) => e.jobId,
-            IMarketEvents::JobCancelled(e) => e.jobId,
-            IMarketEvents::JobSlashed(e) => e.jobId,
-            IMarketEvents::Credited(e) => e.jobId,
-            IMarketEvents::Withdrawn(_) => return None,
-        },
-        Event::Challenges(event) => match event {
-            IChallengesEvents::Demanded(e) => e.jobId,
-            IChallengesEvents::DepthLowered(e) => e.jobId,
-            IChallengesEvents::Answered(e) => e.jobId,
-            IChallengesEvents::Announced(e) => e.jobId,
-            IChallengesEvents::FraudProven(e) => e.jobId,
-            IChallengesEvents::TimedOut(e) => e.jobId,
-            IChallengesEvents::RewardContested(e) => e.jobId,
-            IChallengesEvents::RewardSettled(e) => e.jobId,
-            IChallengesEvents::FeesReclaimed(e) => e.jobId,
-        },
+        Event::Market(event) => event.job()?,
+        Event::Challenges(event) => event.job(),
         Event::Models(_) | Event::Nodes(_) => return None,
     };
     u64::try_from(id).ok()
