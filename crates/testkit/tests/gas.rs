@@ -4,7 +4,6 @@
 #![allow(clippy::print_stdout, reason = "the table is the report")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
@@ -20,16 +19,13 @@ use sworn_commit::{Hash, TraceDims, Tree, keccak, sequence, tensor, trace};
 use sworn_engine::{Cpu, Replay, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, ModelStore, pull};
+use sworn_testkit::devnet::{creation_code, root};
 
 const USER: Address = Address::repeat_byte(0xA1);
 const NODE: Address = Address::repeat_byte(0xA2);
 const WATCHER: Address = Address::repeat_byte(0xA3);
 /// A figure may move this much, in percent, before it counts as changed.
 const TOLERANCE: u64 = 3;
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
 
 /// All contracts on one in-memory chain.
 struct World {
@@ -108,11 +104,7 @@ impl World {
     }
 
     fn create(&mut self, name: &str, arguments: Vec<u8>) -> Address {
-        let path = root().join(format!("out/{name}.sol/{name}.json"));
-        let text = std::fs::read_to_string(&path)
-            .unwrap_or_else(|e| panic!("{}: {e}: build the contracts first with `make build`", path.display()));
-        let artifact: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let mut code = hex::decode(artifact["bytecode"]["object"].as_str().unwrap().trim_start_matches("0x")).unwrap();
+        let mut code = creation_code(name).unwrap_or_else(|e| panic!("{e}"));
         code.extend(arguments);
         self.created += 1;
         *self.run(USER, TxKind::Create, code.into()).1.address().unwrap()

@@ -2,8 +2,6 @@
 //! whole proof: descriptor, pages, weight rows, tables, tokens and cached positions with their Merkle paths.
 #![allow(clippy::print_stdout, reason = "the counts are the report")]
 
-use std::path::Path;
-
 use alloy::primitives::{Address, B256, Bytes, I256, TxKind};
 use alloy::sol_types::SolCall;
 use revm::context::TxEnv;
@@ -15,19 +13,14 @@ use revm::{Context, ExecuteEvm, MainBuilder, MainContext};
 use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
 use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, cases};
+use sworn_testkit::devnet::runtime_code;
 use sworn_testkit::fixture::Fixture;
 
 const CASES: usize = 10_000;
 const VERIFIER: Address = Address::repeat_byte(0x11);
 
-/// The deployed code of StepVerifier, as forge built it.
 fn code() -> Bytes {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../out/StepVerifier.sol/StepVerifier.json");
-    let text = std::fs::read_to_string(&path)
-        .unwrap_or_else(|e| panic!("{}: {e}: build the contracts first with `make build`", path.display()));
-    let artifact: serde_json::Value = serde_json::from_str(&text).unwrap();
-    let hex = artifact["deployedBytecode"]["object"].as_str().unwrap();
-    Bytes::from(hex::decode(hex.trim_start_matches("0x")).unwrap())
+    runtime_code("StepVerifier").unwrap_or_else(|e| panic!("{e}")).into()
 }
 
 /// Calls `judge`; `None` if it reverts.
