@@ -21,6 +21,9 @@ pub enum ModelError {
     /// The bytes are no well-formed GGUF.
     #[error("damaged GGUF: {0}; fetch the file again and compare its checksum with the publisher's")]
     Gguf(String),
+    /// The files of a Hugging Face directory are damaged, or do not belong together.
+    #[error("damaged model files: {0}; fetch the directory again and compare its checksums with the publisher's")]
+    Files(String),
     /// Well-formed, but outside of what can be imported.
     #[error("unsupported model: {what}; {cure}")]
     Unsupported {
