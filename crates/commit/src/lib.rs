@@ -8,6 +8,7 @@
 use sha3::{Digest, Keccak256};
 
 pub mod manifest;
+mod run;
 pub mod sequence;
 pub mod tensor;
 pub mod trace;
@@ -15,6 +16,7 @@ pub mod tree;
 pub mod witness;
 
 pub use manifest::{Manifest, ManifestError};
+pub use run::RunParams;
 pub use trace::{TraceBuilder, TraceDims, TraceTree};
 pub use tree::{Accumulator, Tree};
 

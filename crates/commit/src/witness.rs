@@ -6,12 +6,13 @@
 use std::collections::HashMap;
 
 use sworn_isa::{
-    Descriptor, Dtype, Operand, OperandKind, Program, RowData, SectionKind, StepError, StepReader, element,
+    Descriptor, Dtype, Operand, OperandKind, Program, RowData, RowFormat, Sampling, SectionKind, StepError, StepReader,
+    element,
 };
 use thiserror::Error;
 
 use crate::tree::range_siblings;
-use crate::{Hash, TraceDims, Tree, section_tree, sequence, tensor};
+use crate::{Hash, RunParams, TraceDims, Tree, section_tree, sequence, tensor};
 
 /// Names one element of one operator's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -128,6 +129,10 @@ pub trait Inputs {
     fn prompt(&self) -> &[u32];
     /// Output tokens.
     fn output(&self) -> &[u32];
+    /// How the run samples.
+    fn run(&self) -> RunParams {
+        RunParams::default()
+    }
 }
 
 /// What a challenger holds when it proves an element wrong.
@@ -321,6 +326,7 @@ impl StepReader for Recorder<'_, '_> {
     fn row(&mut self, operand: usize, row: u32, column: u32) -> Result<RowData, WitnessError> {
         let o = self.d.operands[operand];
         let columns = self.d.params[2].max(0) as usize;
+        let format = RowFormat::from_code(self.d.params[3]).ok_or(WitnessError::Missing("row format"))?;
         let (data, proof) =
             self.e.inputs.weight_row(o.resolve(self.claim.layer), row).ok_or(WitnessError::Missing("weight row"))?;
         let scale = data.get(4 * column as usize..4 * column as usize + 4).ok_or(WitnessError::Missing("scale"))?;
@@ -328,7 +334,7 @@ impl StepReader for Recorder<'_, '_> {
         let row = RowData {
             m: u16::from_be_bytes([scale[0], scale[1]]),
             sh: i16::from_be_bytes([scale[2], scale[3]]),
-            elements: elements.iter().map(|b| *b as i8).collect(),
+            weights: format.weights(elements).ok_or(WitnessError::Missing("weight row"))?,
         };
         self.reads.push(Read { data, proof, ..Read::default() });
         Ok(row)
@@ -343,6 +349,30 @@ impl StepReader for Recorder<'_, '_> {
         let (data, proof) = tensor::open_range(&bytes, &tensor::tensor_tree(&bytes), 4 * at as u64, 4);
         self.reads.push(Read { data, proof, ..Read::default() });
         Ok(token)
+    }
+
+    fn tokens(&mut self, _operand: usize, first: u32, len: u32) -> Result<Vec<u32>, WitnessError> {
+        let inputs = self.e.inputs;
+        let n = inputs.prompt().len() as u32;
+        let end = first.saturating_add(len);
+        let mut all = Vec::new();
+        let parts = [(inputs.prompt(), first.min(n), end.min(n)), (inputs.output(), first.max(n) - n, end.max(n) - n)];
+        for (tokens, from, to) in parts.into_iter().filter(|(_, from, to)| from < to) {
+            all.extend(tokens.get(from as usize..to as usize).ok_or(WitnessError::Missing("token"))?);
+            let bytes = sequence::encode(tokens);
+            let (from, len) = (4 * u64::from(from), 4 * u64::from(to - from));
+            let (data, proof) = tensor::open_range(&bytes, &tensor::tensor_tree(&bytes), from, len);
+            self.reads.push(Read { data, proof, ..Read::default() });
+        }
+        Ok(all)
+    }
+
+    fn sampling(&mut self) -> Sampling {
+        self.e.inputs.run().sampling
+    }
+
+    fn noise(&mut self, position: u32, token: u32) -> u32 {
+        self.e.inputs.run().noise(position, token)
     }
 
     fn own(&mut self, index: u64) -> Result<i64, WitnessError> {

@@ -492,6 +492,7 @@ impl Gpu {
                     matrix::select::launch_unchecked(client, cubes, units, ctx, l, out, lr, or, p[0] as u32, UNITS)
                 }
             }
+            opcode => return Err(GpuError::Unsupported(format!("{opcode} has no kernel"))),
         }
         Ok(())
     }

@@ -4,8 +4,8 @@
 //! Values outside an opcode's declared ranges (a tampered run has them) wrap; nothing here panics.
 
 use sworn_isa::fixed::{
-    add_clamp, bitlen, exp2neg, norm_scale, norm_term, prob, quant_scale, rms, scale_times, shift, signed,
-    silu_exponent, silu_mul, smul15, smulrs, to_fixed,
+    CL, add_clamp, bitlen, dequant, exp2neg, gelu_exponent, norm_scale, norm_term, prob, quant_scale, rms, scale_times,
+    shift, signed, silu_exponent, silu_mul, smul15, smulrs, soft_cap, soft_cap_exponent, to_fixed,
 };
 use sworn_isa::{Descriptor, Opcode};
 
@@ -172,23 +172,30 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
             }
         }
         Opcode::SumSq => {
-            let max = x.i32s(1)?[0] as u32;
-            for (o, g) in out.chunks_exact_mut(2).zip(x.i32s(0)?.chunks_exact(group(d, 0))) {
-                let sum = sum_squares(g, max);
+            // One maximum for all groups, or one for each.
+            let max = x.i32s(1)?.iter().cycle();
+            for ((o, g), max) in out.chunks_exact_mut(2).zip(x.i32s(0)?.chunks_exact(group(d, 0))).zip(max) {
+                let sum = sum_squares(g, *max as u32);
                 o[0] = (sum >> 16) as i32;
                 o[1] = (sum & 65535) as i32;
             }
         }
         Opcode::Rms => {
-            let sum = x.i32s(0)?.chunks_exact(2).fold(0u64, |sum, p| {
-                sum.wrapping_add(u64::from(p[0] as u32) << 16).wrapping_add(u64::from(p[1] as u32))
-            });
-            let (r, k) = rms(sum, x.i32s(1)?[0] as u32, d.params[0] as u32);
-            out.copy_from_slice(&[r as i32, k]);
+            let parts = x.i32s(0)?.chunks_exact(2 * group(d, 1));
+            for ((o, parts), max) in out.chunks_exact_mut(2).zip(parts).zip(x.i32s(1)?) {
+                let sum = parts.chunks_exact(2).fold(0u64, |sum, p| {
+                    sum.wrapping_add(u64::from(p[0] as u32) << 16).wrapping_add(u64::from(p[1] as u32))
+                });
+                let (r, k) = rms(sum, *max as u32, d.params[0] as u32);
+                o.copy_from_slice(&[r as i32, k]);
+            }
         }
         Opcode::Gain => {
             let (v, s) = (x.i32s(0)?, x.i16s(1)?);
-            out.iter_mut().zip(v).zip(s).for_each(|((o, v), s)| *o = smul15(*v, i32::from(*s)));
+            let n = group(d, 0);
+            for (o, v) in out.chunks_exact_mut(n).zip(v.chunks_exact(n)) {
+                o.iter_mut().zip(v).zip(s).for_each(|((o, v), s)| *o = smul15(*v, i32::from(*s)));
+            }
         }
         Opcode::QuantScale => {
             for (o, a) in out.chunks_exact_mut(2).zip(x.i32s(0)?) {
@@ -197,12 +204,14 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
             }
         }
         Opcode::NormScale => {
-            let (a, rk, s) = (x.i32s(0)?[0] as u32, x.i32s(1)?, x.i16s(2)?);
+            let (a, rk, s) = (x.i32s(0)?, x.i32s(1)?, x.i16s(2)?);
             let exponent = s.last().copied().map_or(0, i32::from);
-            // A mantissa has 16 bits and an exponent is small, or the operator before was tampered with.
-            let (r, k) = ((rk[0] as u32).clamp(1, 65535), rk[1].clamp(-(1 << 20), 1 << 20));
-            let (m, e) = norm_scale(a, d.bits, r, k, exponent);
-            out.copy_from_slice(&[m as i32, e]);
+            for ((o, rk), a) in out.chunks_exact_mut(2).zip(rk.chunks_exact(2)).zip(a) {
+                // A mantissa has 16 bits and an exponent is small, or the operator before was tampered with.
+                let (r, k) = ((rk[0] as u32).clamp(1, 65535), rk[1].clamp(-(1 << 20), 1 << 20));
+                let (m, e) = norm_scale(*a as u32, d.bits, r, k, exponent);
+                o.copy_from_slice(&[m as i32, e]);
+            }
         }
         Opcode::Linear => {
             let m = x.matrix(2)?;
@@ -294,6 +303,12 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
                 }
             }
         }
+        Opcode::GeluMul => {
+            let (g, u, table) = (x.i32s(0)?, x.i32s(1)?, x.u16s(2)?);
+            for ((o, g), u) in out.iter_mut().zip(g).zip(u) {
+                *o = silu_mul(*g, *u, exp2neg(gelu_exponent(*g), table));
+            }
+        }
         Opcode::SiluMul => {
             let (g, u, table) = (x.i32s(0)?, x.i32s(1)?, x.u16s(2)?);
             for ((o, g), u) in out.iter_mut().zip(g).zip(u) {
@@ -305,6 +320,43 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
             out.iter_mut().zip(a).zip(b).for_each(|((o, a), b)| *o = add_clamp(*a, *b));
         }
         Opcode::Select => out[0] = select(x.i32s(0)?) as i32,
+        Opcode::Dequant => {
+            let (scale, fraction) = (x.i32s(1)?, d.params[0]);
+            let (m, e) = (scale[0] as u32, scale[1]);
+            match x.tensor(0)? {
+                View::I8(q) => out.iter_mut().zip(q).for_each(|(o, q)| *o = dequant(i32::from(*q), m, e, fraction)),
+                View::I16(q) => out.iter_mut().zip(q).for_each(|(o, q)| *o = dequant(i32::from(*q), m, e, fraction)),
+                _ => return Err(x.mismatch(0)),
+            }
+        }
+        Opcode::SoftCap => {
+            let (v, table) = (x.i32s(0)?, x.u16s(1)?);
+            let (cap, m, sh) = (d.params[0] as u32, d.params[1] as u32, d.params[2]);
+            for (o, v) in out.iter_mut().zip(v) {
+                *o = soft_cap(*v, cap, exp2neg(soft_cap_exponent(*v, m, sh), table));
+            }
+        }
+        Opcode::Window => {
+            let (s, width) = (x.i32s(0)?, x.i32s(1)?[0].max(0) as usize);
+            let hidden = n.saturating_sub(width);
+            for (o, s) in out.chunks_exact_mut(n).zip(s.chunks_exact(n)) {
+                o.copy_from_slice(s);
+                o[..hidden].fill(-CL);
+            }
+        }
+        Opcode::Max => {
+            for (o, g) in out.iter_mut().zip(x.i32s(0)?.chunks_exact(group(d, 0))) {
+                *o = g.iter().copied().max().unwrap_or(0);
+            }
+        }
+        Opcode::Sum => {
+            for (o, g) in out.iter_mut().zip(x.i32s(0)?.chunks_exact(group(d, 0))) {
+                *o = g.iter().copied().fold(0, i32::wrapping_add);
+            }
+        }
+        Opcode::Temper | Opcode::Histogram | Opcode::Cut | Opcode::Threshold | Opcode::Sample => {
+            return Err(x.mismatch(0));
+        }
         Opcode::Quant | Opcode::ToFixed | Opcode::Exp | Opcode::Prob => return Err(x.mismatch(0)),
     }
     Ok(())

@@ -9,7 +9,7 @@ use sworn_commit::{tensor, trace};
 use sworn_engine::{
     Backend, Cpu, EngineError, ExportSink, OpHook, OpTensor, Replay, Request, Simd, audit, generate, replay,
 };
-use sworn_isa::{Descriptor, Opcode, OperandKind, RowData, SectionKind, StepReader, element};
+use sworn_isa::{Descriptor, Opcode, OperandKind, RowData, RowFormat, Sampling, SectionKind, StepReader, element};
 use sworn_model::{Model, SyntheticSpec, synthetic};
 
 /// Odd sizes, so that no kernel meets only whole tiles.
@@ -171,13 +171,27 @@ impl StepReader for Reader<'_> {
             self.replay.weight_row(self.d.operands[operand].resolve(self.replay.layer), row).ok_or("row")?;
         let columns = self.d.params[2] as usize;
         let s = &bytes[4 * column as usize..];
-        let elements = bytes[4 * columns..].iter().map(|b| *b as i8).collect();
-        Ok(RowData { m: u16::from_be_bytes([s[0], s[1]]), sh: i16::from_be_bytes([s[2], s[3]]), elements })
+        let format = RowFormat::from_code(self.d.params[3]).ok_or("format")?;
+        let weights = format.weights(&bytes[4 * columns..]).ok_or("weights")?;
+        Ok(RowData { m: u16::from_be_bytes([s[0], s[1]]), sh: i16::from_be_bytes([s[2], s[3]]), weights })
     }
 
     fn token(&mut self, operand: usize) -> Result<u32, String> {
         let at = (self.replay.position + self.d.operands[operand].index) as usize;
         Ok([self.replay.prompt(), self.replay.output()].concat()[at])
+    }
+
+    fn tokens(&mut self, _: usize, first: u32, len: u32) -> Result<Vec<u32>, String> {
+        let all = [self.replay.prompt(), self.replay.output()].concat();
+        all.get(first as usize..(first + len) as usize).map(<[u32]>::to_vec).ok_or("tokens".into())
+    }
+
+    fn sampling(&mut self) -> Sampling {
+        self.replay.run().sampling
+    }
+
+    fn noise(&mut self, position: u32, token: u32) -> u32 {
+        self.replay.run().noise(position, token)
     }
 
     fn own(&mut self, index: u64) -> Result<i64, String> {

@@ -102,6 +102,17 @@ opcodes! {
     SiluMul = 19, "SILU_MUL", "gated activation";
     Add = 20, "ADD", "residual addition";
     Select = 21, "SELECT", "greedy token selection";
+    Dequant = 22, "DEQUANT", "quantised vector back to Q14";
+    GeluMul = 23, "GELU_MUL", "gated activation with GELU";
+    SoftCap = 24, "SOFT_CAP", "smooth bound on a magnitude";
+    Window = 25, "WINDOW", "sliding window over scores";
+    Temper = 26, "TEMPER", "repetition penalty and temperature";
+    Max = 27, "MAX", "largest value per group";
+    Histogram = 28, "HISTOGRAM", "tokens or probability mass by distance from the maximum";
+    Sum = 29, "SUM", "sum per group";
+    Cut = 30, "CUT", "bin in which a rank or a mass is reached";
+    Threshold = 31, "THRESHOLD", "smallest logit that may be sampled";
+    Sample = 32, "SAMPLE", "token selection with noise";
 }
 
 impl core::fmt::Display for Opcode {
@@ -290,9 +301,10 @@ impl Descriptor {
         Some(match (self.opcode, k) {
             (MaxAbs, 0) => count.saturating_mul(p(1)),
             (SumSq, 0) => (count / 2).saturating_mul(p(0)),
-            (SumSq | Rms, 1) => 1,
-            (Rms, 0) => 2 * p(1),
-            (Gain, 0) => p(0),
+            (SumSq, 1) if p(1) == 0 => 1,
+            (SumSq | Rms, 1) => count / 2,
+            (Rms, 0) => count.saturating_mul(p(1)),
+            (Gain, 0) => count,
             (Gain, 1) => p(0) + 1,
             (Quant, 0) => count,
             (Quant, 1) => {
@@ -303,8 +315,8 @@ impl Descriptor {
                 }
             }
             (QuantScale | ScaleQ, 0) => count / 2,
-            (NormScale, 0) => 1,
-            (NormScale, 1) => 2,
+            (NormScale, 0) => count / 2,
+            (NormScale, 1) => count,
             (NormScale, 2) => p(0) + 1,
             (Linear, 0) => p(0),
             (Linear, 1) => 2,
@@ -333,10 +345,19 @@ impl Descriptor {
                     kv(self.inner as u64 / p(0)) * p(0)
                 }
             }
-            (SiluMul, 0 | 1) => count,
-            (SiluMul, 2) => 257,
-            (Add, 0 | 1) => count,
-            (Select, 0) => p(0),
+            (SiluMul | GeluMul | Add, 0 | 1) => count,
+            (SiluMul | GeluMul, 2) | (SoftCap, 1) => 257,
+            (Dequant | SoftCap | Window | Temper, 0) => count,
+            (Dequant, 1) => 2,
+            (Window, 1) => 1,
+            (Max | Sum, 0) => count.saturating_mul(p(0)),
+            (Histogram, 0) => (self.inner as u64).saturating_mul(p(0)),
+            (Histogram, 1) | (Threshold, 0) | (Sample, 2) => 1,
+            (Histogram, 2) if p(1) == 1 => 257,
+            (Histogram, 2) | (Cut, 1) | (Threshold, 1..=3) => 2,
+            (Cut, 0) => crate::sampling::BINS as u64,
+            (Select | Sample, 0) => p(0),
+            (Sample, 3) => crate::sampling::NOISE_ENTRIES as u64,
             _ => return None,
         })
     }
@@ -406,7 +427,7 @@ mod tests {
         #[test]
         fn decoding_is_the_inverse_of_encoding_and_never_panics(bytes in proptest::collection::vec(any::<u8>(), 64)) {
             let mut bytes = bytes;
-            bytes[0] = bytes[0] % 21 + 1;
+            bytes[0] = bytes[0] % Opcode::ALL.len() as u8 + 1;
             bytes[1] &= 3;
             bytes[2] &= 1;
             for i in 0..4 { bytes[32 + 8 * i] %= 7; bytes[33 + 8 * i] &= 7; }

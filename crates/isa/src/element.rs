@@ -6,19 +6,21 @@ use thiserror::Error;
 
 use crate::descriptor::{Descriptor, Opcode};
 use crate::fixed::{
-    add_clamp, exp2neg_with, norm_scale, norm_term, prob, quant, quant_scale, rms, scale_times, silu_exponent,
-    silu_mul, smul15, smulrs, to_fixed,
+    CL, add_clamp, dequant, exp2neg_with, gelu_exponent, narrow, norm_scale, norm_term, prob, quant, quant_scale, rms,
+    scale_times, silu_exponent, silu_mul, smul15, smulrs, soft_cap, soft_cap_exponent, to_fixed,
 };
+use crate::row::RowFormat;
+use crate::sampling::{self, Sampling};
 
-/// One row of a weight matrix: its scale pair (of the column asked for) and its elements.
+/// One row of a weight matrix: its scale pair (of the column asked for) and its integer weights.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RowData {
     /// mantissa
     pub m: u16,
     /// right shift
     pub sh: i16,
-    /// int8 elements
-    pub elements: Vec<i8>,
+    /// integer weights, as [`RowFormat`] defines them
+    pub weights: Vec<i32>,
 }
 
 /// Supplies what an element reads. A prover's reader records the reads and so learns which pages to open; the order of
@@ -42,6 +44,13 @@ pub trait StepReader {
     fn row(&mut self, operand: usize, row: u32, column: u32) -> Result<RowData, Self::Error>;
     /// The token of a TOKEN operand.
     fn token(&mut self, operand: usize) -> Result<u32, Self::Error>;
+    /// The tokens of prompt‖output at positions `[first, first + len)`: those of the prompt are one read, those of the output
+    /// another.
+    fn tokens(&mut self, operand: usize, first: u32, len: u32) -> Result<Vec<u32>, Self::Error>;
+    /// How this run samples.
+    fn sampling(&mut self) -> Sampling;
+    /// The run's noise for `token` at `position`: word `token mod 8` of keccak256(seed ‖ position u32 ‖ (token div 8) u32).
+    fn noise(&mut self, position: u32, token: u32) -> u32;
     /// An earlier element of the operator's own output.
     fn own(&mut self, index: u64) -> Result<i64, Self::Error>;
     /// The claimed value of the element itself (`SELECT` only).
@@ -117,7 +126,7 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
         Opcode::Embed => {
             let token = r.token(0)?;
             let row = r.row(1, token, param(1)? as u32)?;
-            let x = *row.elements.get(i as usize).ok_or_else(range)? as i32;
+            let x = *row.weights.get(i as usize).ok_or_else(range)?;
             smulrs(x, row.m as u32, row.sh as i32) as i64
         }
         Opcode::MaxAbs => {
@@ -131,7 +140,7 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
         Opcode::SumSq => {
             let g = group(0)?;
             let x = r.read(0, i / 2 * g, g)?;
-            let max = word(one!(1, 0))?;
+            let max = word(one!(1, if d.params[1] == 0 { 0 } else { i / 2 }))?;
             let mut sum = 0u64;
             for v in x {
                 let y = norm_term(int(v)?.unsigned_abs(), max) as u64;
@@ -140,8 +149,9 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
             if i.is_multiple_of(2) { int((sum >> 16) as i64)? as i64 } else { (sum & 65535) as i64 }
         }
         Opcode::Rms => {
-            let parts = r.read(0, 0, 2 * group(1)?)?;
-            let max = word(one!(1, 0))?;
+            let len = 2 * group(1)?;
+            let parts = r.read(0, i / 2 * len, len)?;
+            let max = word(one!(1, i / 2))?;
             let mut sum = 0u64;
             for p in parts.chunks_exact(2) {
                 sum += ((word(p[0])? as u64) << 16) + word(p[1])? as u64;
@@ -151,7 +161,7 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
         }
         Opcode::Gain => {
             let x = int(one!(0, i))?;
-            let s = int(one!(1, i))?;
+            let s = int(one!(1, i % group(0)?))?;
             smul15(x, s) as i64
         }
         Opcode::Quant => {
@@ -167,8 +177,8 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
             pair(m, e)
         }
         Opcode::NormScale => {
-            let a = word(one!(0, 0))?;
-            let rk = r.read(1, 0, 2)?;
+            let a = word(one!(0, i / 2))?;
+            let rk = r.read(1, i & !1, 2)?;
             let gain_exponent = exponent(one!(2, param(0)?))?;
             let (m, e) = norm_scale(a, d.bits, mantissa(rk[0])?, exponent(rk[1])?, gain_exponent);
             pair(m, e)
@@ -177,11 +187,12 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
             let a = r.read(0, 0, group(0)?)?;
             let scale = r.read(1, 0, 2)?;
             let row = r.row(2, i as u32, param(1)? as u32)?;
+            let format = RowFormat::from_code(d.params[3]).ok_or(StepError::Malformed { opcode })?;
             let mut acc = 0i64;
-            for (w, x) in row.elements.iter().zip(&a) {
+            for (w, x) in row.weights.iter().zip(&a) {
                 acc += *w as i64 * x;
             }
-            let acc = int(acc)?;
+            let acc = narrow(acc, format.shift()).ok_or_else(range)?;
             smulrs(acc, mantissa(scale[0])? * row.m as u32, row.sh as i32 - exponent(scale[1])?) as i64
         }
         Opcode::Rope => {
@@ -255,9 +266,10 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
             let before = if b > 0 { r.own(i - inner)? } else { 0 };
             int(before + p.iter().zip(&v).map(|(p, v)| p * v).sum::<i64>())? as i64
         }
-        Opcode::SiluMul => {
+        Opcode::SiluMul | Opcode::GeluMul => {
             let (g, u) = (int(one!(0, i))?, int(one!(1, i))?);
-            let e = exp2neg_with(silu_exponent(g), |j| {
+            let d = if opcode == Opcode::SiluMul { silu_exponent(g) } else { gelu_exponent(g) };
+            let e = exp2neg_with(d, |j| {
                 let pair = r.read(2, j as u64, 2)?;
                 Ok::<_, StepError<R::Error>>((word(pair[0])?, word(pair[1])?))
             })?;
@@ -280,6 +292,112 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
             }
             let (chosen, other) = (one!(0, c), one!(0, hint));
             if other > chosen || (other == chosen && hint < c) { hint as i64 } else { claimed }
+        }
+        Opcode::Dequant => {
+            let q = int(one!(0, i))?;
+            let scale = r.read(1, 0, 2)?;
+            dequant(q, mantissa(scale[0])?, exponent(scale[1])?, d.params[0]) as i64
+        }
+        Opcode::SoftCap => {
+            let x = int(one!(0, i))?;
+            let exponent = soft_cap_exponent(x, mantissa(d.params[1] as i64)?, d.params[2]);
+            let e = exp2neg_with(exponent, |j| {
+                let pair = r.read(1, j as u64, 2)?;
+                Ok::<_, StepError<R::Error>>((word(pair[0])?, word(pair[1])?))
+            })?;
+            soft_cap(x, word(d.params[0] as i64)?, e) as i64
+        }
+        Opcode::Window => {
+            let width = word(one!(1, 0))? as u64;
+            if i % n + width > t as u64 { one!(0, i) } else { -(CL as i64) }
+        }
+        Opcode::Temper => {
+            let logit = int(one!(0, i))?;
+            let s = r.sampling();
+            let mut repeated = false;
+            if s.penalty != 0 {
+                let len = (param(0)? as u32).min(t + 1);
+                repeated = r.tokens(1, t + 1 - len, len)?.contains(&(i as u32));
+            }
+            s.temper(logit, repeated) as i64
+        }
+        Opcode::Max => {
+            let g = group(0)?;
+            r.read(0, i * g, g)?.into_iter().max().unwrap_or(0)
+        }
+        Opcode::Sum => {
+            let g = group(0)?;
+            int(r.read(0, i * g, g)?.into_iter().sum())? as i64
+        }
+        Opcode::Histogram => {
+            let g = group(0)?;
+            let groups = d.inner as u64;
+            let (bin, at) = (i / groups, i % groups);
+            let z = r.read(0, at * g, g)?;
+            let max = one!(1, 0);
+            let masses = d.params[1] == 1;
+            let parent = if d.params[3] == 0 { None } else { Some((word(one!(2, 0))?, d.params[3] as u32)) };
+            let mut table = Vec::new();
+            if masses {
+                for v in r.read(2, 0, 257)? {
+                    table.push(u16::try_from(v).map_err(|_| range())?);
+                }
+            }
+            let mut sum = 0i64;
+            for z in z {
+                let distance = u32::try_from(max - z).map_err(|_| range())?;
+                if sampling::bin(distance, param(2)? as u32, parent) == Some(bin as u32) {
+                    sum += if masses { sampling::mass(distance, &table) as i64 } else { 1 };
+                }
+            }
+            int(sum)? as i64
+        }
+        Opcode::Cut => {
+            let bins = r.read(0, 0, sampling::BINS as u64)?;
+            let mut counts = [0u32; sampling::BINS];
+            for (c, b) in counts.iter_mut().zip(&bins) {
+                *c = word(*b)?;
+            }
+            let parent = if d.operands[1] == crate::Operand::NONE {
+                None
+            } else {
+                let p = r.read(1, 0, 2)?;
+                Some([word(p[0])?, word(p[1])?])
+            };
+            let cut = r.sampling().cut(d.params[0] == 1, &counts, parent);
+            cut[(i & 1) as usize] as i64
+        }
+        Opcode::Threshold => {
+            let max = int(one!(0, 0))?;
+            let k = [word(one!(1, 0))?, word(one!(2, 0))?];
+            let p = word(one!(3, 0))?;
+            r.sampling().threshold(max, k, p, param(0)? as u32, param(1)? as u32) as i64
+        }
+        Opcode::Sample => {
+            let claimed = r.claimed()?;
+            let token = r.token(1)? as i64;
+            if token != claimed {
+                return Ok(token);
+            }
+            let (c, hint) = (word(claimed)?, r.hint());
+            let vocabulary = group(0)?;
+            if c as u64 >= vocabulary || hint as u64 >= vocabulary {
+                return Err(range());
+            }
+            let (chosen, other) = (one!(0, c as u64), one!(0, hint as u64));
+            let least = one!(2, 0);
+            let mut noises = [0i64; 2];
+            if r.sampling().inverse_temperature != 0 {
+                for (noise, j) in noises.iter_mut().zip([c, hint]) {
+                    let v = r.noise(t, j);
+                    let pair = r.read(3, sampling::noise_index(v) as u64, 2)?;
+                    *noise = sampling::noise_interpolate(v, int(pair[0])?, int(pair[1])?) as i64;
+                }
+            }
+            let (chosen, other) =
+                ((chosen >= least).then_some(chosen + noises[0]), (other >= least).then_some(other + noises[1]));
+            // None, a token that may not be sampled, is less than any.
+            if other > chosen || (other.is_some() && other == chosen && hint < c) { hint as i64 } else { claimed }
         }
     })
 }

@@ -6,6 +6,11 @@ pub const CL: i32 = (1 << 30) - 1;
 /// log2(e) in Q14, the constant of `SILU_MUL`.
 pub const LOG2E_Q14: u32 = 23637;
 
+/// 0.044715 in Q15, the cubic term of `GELU_MUL`.
+pub const GELU_CUBIC_Q15: u32 = 1465;
+/// √(2/π)·log2(e)/2 in Q15: doubled and read in Q13, the slope of `GELU_MUL`.
+pub const GELU_SLOPE_Q13: u32 = 18860;
+
 /// Bits of `a`; 0 for 0.
 #[inline]
 pub const fn bitlen(a: u32) -> i32 {
@@ -201,6 +206,49 @@ pub const fn silu_mul(g: i32, u: i32, e: u32) -> i32 {
 #[inline]
 pub const fn silu_exponent(g: i32) -> u32 {
     mul15r(g.unsigned_abs(), LOG2E_Q14)
+}
+
+/// `GELU_MUL`'s exponent in Q13: 2·√(2/π)·log2(e)·|g|·(1 + 0.044715·g²), so that the sigmoid of it gives GELU's tanh form.
+/// From |g| = 16 on it is constant, where 2^(−d) is 0 anyway.
+#[inline]
+pub const fn gelu_exponent(g: i32) -> u32 {
+    let a = g.unsigned_abs();
+    let a = if a > (1 << 18) - 1 { (1 << 18) - 1 } else { a };
+    let square = ((a >> 3) * (a >> 3)) >> 7;
+    let factor = 32768 + mul15r(square, GELU_CUBIC_Q15);
+    2 * mul15r(mulrs(a, factor, 15), GELU_SLOPE_Q13)
+}
+
+/// `SOFT_CAP`'s exponent in Q13: |x| times the constant m·2^(−sh).
+#[inline]
+pub const fn soft_cap_exponent(x: i32, m: u32, sh: i32) -> u32 {
+    mulrs(x.unsigned_abs(), m, sh)
+}
+
+/// `SOFT_CAP`: cap·tanh from `e = exp2neg(soft_cap_exponent(…))`.
+#[inline]
+pub const fn soft_cap(x: i32, cap: u32, e: u32) -> i32 {
+    let e = if e > 32768 { 32768 } else { e };
+    let den = 32768 + e;
+    let tanh = (((32768 - e) << 15) + (den >> 1)) / den;
+    signed(x < 0, mul15r(cap, tanh))
+}
+
+/// `DEQUANT`: q·m·2^(e + fraction), rounded.
+#[inline]
+pub const fn dequant(q: i32, m: u32, e: i32, fraction: i32) -> i32 {
+    smulrs(q, m, 0i32.wrapping_sub(e).wrapping_sub(fraction))
+}
+
+/// ±((|acc| + 2^(r−1)) >> r): a `LINEAR` accumulator of a block format, brought to 32 bits. `None` if it does not fit.
+#[inline]
+pub const fn narrow(acc: i64, r: u32) -> Option<i32> {
+    let half = if r == 0 { 0 } else { 1u64 << (r - 1) };
+    let m = match acc.unsigned_abs().checked_add(half) {
+        Some(m) => m >> r,
+        None => return None,
+    };
+    if m > i32::MAX as u64 { None } else { Some(signed(acc < 0, m as u32)) }
 }
 
 /// `ADD`: x + y clamped to ±[`CL`].

@@ -14,10 +14,14 @@ mod descriptor;
 mod element;
 pub mod fixed;
 mod program;
+mod row;
+pub mod sampling;
 
 pub use descriptor::{DESCRIPTOR_BYTES, Descriptor, DescriptorError, Dtype, Opcode, Operand, OperandKind};
 pub use element::{RowData, StepError, StepReader, element};
 pub use program::{MAX_OPS, MAX_POSITIONS, Program, ProgramError, Section, SectionKind};
+pub use row::{GROUP, GROUP_SCALE_MAX, RowFormat};
+pub use sampling::Sampling;
 
 /// The version of this instruction set, part of every model's id.
 pub const ISA_VERSION: u16 = 1;

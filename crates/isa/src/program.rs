@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor, DescriptorError, Dtype, Opcode, Operand, OperandKind};
+use crate::{row::RowFormat, sampling};
 
 /// Most operators in a section.
 pub const MAX_OPS: usize = 256;
@@ -167,8 +168,8 @@ impl Program {
         }
         let head = &self.section(SectionKind::Head).ops;
         let exported: Vec<_> = head.iter().filter(|d| d.export).collect();
-        if exported.len() != 1 || exported[0].opcode != Opcode::Select {
-            return Err(ProgramError::Section(SectionKind::Head, "must export its SELECT and nothing else"));
+        if exported.len() != 1 || !matches!(exported[0].opcode, Opcode::Select | Opcode::Sample) {
+            return Err(ProgramError::Section(SectionKind::Head, "must export its SELECT or SAMPLE and nothing else"));
         }
         Ok(())
     }
@@ -216,6 +217,8 @@ impl Program {
             Scores | Exp | Prob => d.div == 1 && d.inner == 1,
             RowMax | RowSum => d.outer == 1 && d.div == p[0] as u32 && (1..=2048).contains(&p[0]),
             Mix => d.outer == 1 && d.div == 16,
+            Window => d.div == 1 && d.inner == 1,
+            SoftCap => flat || (d.div == 1 && d.inner == 1),
             _ => flat,
         };
         if !dynamic {
@@ -224,15 +227,22 @@ impl Program {
         let count = d.count(0);
         let divides = |g: i32, n: u64| g > 0 && n.is_multiple_of(g as u64);
         let ok = match d.opcode {
-            Embed => p[0] > 0 && (0..p[2]).contains(&p[1]) && p[2] <= 16 && count <= 1 << 20,
+            Embed => {
+                p[0] > 0 && (0..p[2]).contains(&p[1]) && p[2] <= 16 && count <= 1 << 20 && format_fits(p[3], count)
+            }
             MaxAbs => p[0] >= 1 && (1..=2048).contains(&p[1]),
-            SumSq => (1..=2048).contains(&p[0]) && count.is_multiple_of(2),
-            Rms => count == 2 && (1..1 << 30).contains(&p[0]) && (1..=1024).contains(&p[1]),
-            Gain => p[0] as u64 == count,
+            SumSq => (1..=2048).contains(&p[0]) && count.is_multiple_of(2) && (0..=1).contains(&p[1]),
+            Rms => count.is_multiple_of(2) && (1..1 << 30).contains(&p[0]) && (1..=1024).contains(&p[1]),
+            Gain => divides(p[0], count),
             Quant => divides(p[0], count),
             QuantScale => count.is_multiple_of(2) && p[0].abs() < 256,
-            NormScale => count == 2 && p[0] > 0,
-            Linear => (1..=1 << 20).contains(&p[0]) && (0..p[2]).contains(&p[1]) && p[2] <= 16,
+            NormScale => count.is_multiple_of(2) && p[0] > 0,
+            Linear => {
+                (1..=1 << 20).contains(&p[0])
+                    && (0..p[2]).contains(&p[1])
+                    && p[2] <= 16
+                    && format_fits(p[3], p[0] as u64)
+            }
             Rope => p[0] % 2 == 0 && divides(p[0], count) && p[1] > 0 && p[1] as u32 > top,
             ScaleQ => {
                 count.is_multiple_of(2) && p[0].abs() < 256 && (1 << 15..1 << 16).contains(&p[1]) && p[2].abs() < 256
@@ -242,8 +252,27 @@ impl Program {
             RowMax | RowSum => true,
             Exp | Prob => p[0] as u64 == d.outer as u64,
             Mix => p[2] == 16 && divides(p[0], d.inner as u64) && divides(p[1], d.inner as u64 / p[0] as u64),
-            SiluMul | Add => true,
+            SiluMul | GeluMul | Add => true,
             Select => count == 1 && p[0] > 0,
+            Dequant => p[0].abs() < 256,
+            SoftCap => (1..1 << 30).contains(&p[0]) && (1 << 15..1 << 16).contains(&p[1]) && (1..=63).contains(&p[2]),
+            Window => true,
+            Temper => p[0] == sampling::PENALTY_WINDOW as i32,
+            Max | Sum => (1..=2048).contains(&p[0]),
+            Histogram => {
+                d.outer as usize == sampling::BINS
+                    && (1..=2048).contains(&p[0])
+                    && (0..=1).contains(&p[1])
+                    && (0..=20).contains(&p[2])
+                    && (0..=28).contains(&p[3])
+                    // Only ranks are refined.
+                    && (p[3] == 0 || (p[1] == 0 && p[3] == p[2] + 8))
+                    // Every token's mass is at most 2^12, so the sum over all fits an i32.
+                    && p[0] as u64 * d.inner as u64 <= 1 << 18
+            }
+            Cut => count == 2 && (0..=1).contains(&p[0]),
+            Threshold => count == 1 && (1..=20).contains(&p[0]) && p[1] == p[0] - 8,
+            Sample => count == 1 && p[0] > 0,
         };
         if !ok {
             return Err("a parameter is outside its range");
@@ -259,7 +288,8 @@ impl Program {
         let wanted: [&[K]; 4] = match d.opcode {
             Embed => [&[K::Token], &[K::Weight], &[], &[]],
             MaxAbs | QuantScale | ScaleQ | ToFixed => [&[K::Op, K::Prev], &[], &[], &[]],
-            SumSq | Rms | Quant | Add => [&[K::Op, K::Prev], &[K::Op, K::Prev], &[], &[]],
+            SumSq | Rms | Quant => [&[K::Op, K::Prev], &[K::Op, K::Prev], &[], &[]],
+            Add => [&[K::Op, K::Prev], &[K::Op, K::Prev, K::Table], &[], &[]],
             Gain => [&[K::Op, K::Prev], &[K::Table], &[], &[]],
             NormScale => [&[K::Op], &[K::Op], &[K::Table], &[]],
             Linear => [&[K::Op], &[K::Op], &[K::Weight], &[]],
@@ -269,8 +299,19 @@ impl Program {
             Exp => [&[K::Op], &[K::Op], &[K::Table], &[]],
             Prob => [&[K::Op], &[K::Op], &[], &[]],
             Mix => [&[K::Op], &[K::Cache], &[], &[]],
-            SiluMul => [&[K::Op], &[K::Op], &[K::Table], &[]],
+            SiluMul | GeluMul => [&[K::Op], &[K::Op], &[K::Table], &[]],
             Select => [&[K::Op], &[K::Token], &[], &[]],
+            Dequant => [&[K::Op], &[K::Op], &[], &[]],
+            SoftCap | Window => [&[K::Op], &[K::Table], &[], &[]],
+            Temper => [&[K::Op], &[K::Token], &[], &[]],
+            Max | Sum => [&[K::Op], &[], &[], &[]],
+            Histogram if d.params[1] == 1 => [&[K::Op], &[K::Op], &[K::Table], &[]],
+            Histogram if d.params[3] == 0 => [&[K::Op], &[K::Op], &[], &[]],
+            Histogram => [&[K::Op], &[K::Op], &[K::Op], &[]],
+            Cut if d.operands[1] == Operand::NONE => [&[K::Op], &[], &[], &[]],
+            Cut => [&[K::Op], &[K::Op], &[], &[]],
+            Threshold => [&[K::Op], &[K::Op], &[K::Op], &[K::Op]],
+            Sample => [&[K::Op], &[K::Token], &[K::Op], &[K::Table]],
         };
         for (k, kinds) in wanted.iter().enumerate() {
             let o = d.operands[k];
@@ -329,15 +370,23 @@ impl Program {
                         }
                     }
                 }
-                K::Token if o.index != (d.opcode == Select) as u32 => return Err("wrong token offset"),
+                K::Token if o.index != matches!(d.opcode, Select | Sample) as u32 => return Err("wrong token offset"),
                 _ => {}
             }
         }
-        if d.opcode == Select && kind != SectionKind::Head {
-            return Err("SELECT belongs in the head");
+        if d.opcode >= Temper || d.opcode == Select {
+            // They read the run's sampling parameters and its output, which only head rows have.
+            if kind != SectionKind::Head {
+                return Err("the operator belongs in the head");
+            }
         }
         Ok(())
     }
+}
+
+/// Whether rows of K elements can have this format.
+fn format_fits(format: i32, k: u64) -> bool {
+    RowFormat::from_code(format).is_some_and(|f| f.fits(k as usize))
 }
 
 fn allowed_types(opcode: Opcode, operand: usize) -> &'static [Dtype] {
@@ -346,7 +395,9 @@ fn allowed_types(opcode: Opcode, operand: usize) -> &'static [Dtype] {
         (Linear, 0) => &[Dtype::I8, Dtype::I16],
         (Scores, 0 | 2) => &[Dtype::I8],
         (Mix, 1) | (Gain, 1) | (NormScale, 2) | (Rope, 1 | 2) => &[Dtype::I16],
-        (Exp, 2) | (SiluMul, 2) | (RowSum | Prob | Mix, 0) => &[Dtype::U16],
+        (Dequant, 0) => &[Dtype::I8, Dtype::I16],
+        (Histogram, 2) => &[Dtype::U16, Dtype::I32],
+        (Exp | SiluMul | GeluMul, 2) | (SoftCap, 1) | (RowSum | Prob | Mix, 0) => &[Dtype::U16],
         _ => &[Dtype::I32],
     }
 }

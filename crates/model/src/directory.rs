@@ -7,7 +7,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
-use sworn_isa::Dtype;
+use sworn_isa::{Dtype, RowFormat};
 
 use crate::{
     error::{ModelError, Result},
@@ -42,15 +42,24 @@ pub struct MatrixEntry {
     pub cols: u32,
     /// Scale pairs per row.
     pub scales: u32,
+    /// Code of the rows' format.
+    #[serde(default)]
+    pub format: u8,
     /// Root of the tree over its rows.
     #[serde(with = "hex::serde")]
     pub root: [u8; 32],
 }
 
 impl MatrixEntry {
+    /// Format of the rows; `None` if the code is no format or K does not fit it.
+    pub fn row_format(&self) -> Option<RowFormat> {
+        RowFormat::from_code(i32::from(self.format)).filter(|f| f.fits(self.cols as usize))
+    }
+
     /// Bytes of a row.
     pub fn row_bytes(&self) -> u64 {
-        4 * u64::from(self.scales) + u64::from(self.cols)
+        let format = self.row_format().unwrap_or_default();
+        4 * u64::from(self.scales) + format.bytes(self.cols as usize) as u64
     }
 
     /// Bytes of the matrix; saturates, so that an absurd entry cannot look small.

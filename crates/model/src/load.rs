@@ -12,7 +12,9 @@ use std::{
 use memmap2::Mmap;
 use rayon::prelude::*;
 use sworn_commit::{Hash, Manifest, Tree, keccak, section_tree, tensor};
-use sworn_isa::{Descriptor, Dtype, Opcode, Operand, OperandKind, Program, SectionKind};
+use sworn_isa::{
+    Descriptor, Dtype, GROUP_SCALE_MAX, Opcode, Operand, OperandKind, Program, RowFormat, SectionKind, fixed::CL,
+};
 
 use crate::{
     chat::{ChatTemplate, Message},
@@ -27,7 +29,7 @@ use crate::{
 /// Largest of the small files that is read into memory: a bound against a damaged or hostile directory.
 const MAX_SMALL_FILE: u64 = 256 << 20;
 
-/// A matrix: rows of scale pairs and int8 elements.
+/// A matrix: rows of scale pairs and elements.
 #[derive(Clone, Copy, Debug)]
 pub struct WeightMatrix<'a> {
     /// Rows.
@@ -36,6 +38,8 @@ pub struct WeightMatrix<'a> {
     pub cols: usize,
     /// Scale pairs per row.
     pub scales: usize,
+    /// How a row stores its weights.
+    pub format: RowFormat,
     /// All rows, one after another.
     pub bytes: &'a [u8],
 }
@@ -43,7 +47,7 @@ pub struct WeightMatrix<'a> {
 impl<'a> WeightMatrix<'a> {
     /// Bytes of a row.
     pub fn row_bytes(&self) -> usize {
-        4 * self.scales + self.cols
+        4 * self.scales + self.format.bytes(self.cols)
     }
 
     /// Row `r` as committed: scale pairs, then elements.
@@ -64,12 +68,13 @@ impl<'a> WeightMatrix<'a> {
         (u16::from_be_bytes([b[0], b[1]]), i16::from_be_bytes([b[2], b[3]]))
     }
 
-    /// The elements of row `r`; none is −128.
+    /// The integer weights of row `r`.
     ///
     /// # Panics
     /// If there is no such row.
-    pub fn elements(&self, r: usize) -> &'a [i8] {
-        bytemuck::cast_slice(&self.row(r)[4 * self.scales..])
+    pub fn weights(&self, r: usize) -> Vec<i32> {
+        let row = &self.row(r)[4 * self.scales..];
+        (0..self.cols).map(|k| self.format.weight(row, self.cols, k)).collect()
     }
 }
 
@@ -259,6 +264,7 @@ impl Model {
         WeightMatrix {
             rows: e.rows as usize,
             cols: e.cols as usize,
+            format: e.row_format().unwrap_or_default(),
             scales: e.scales as usize,
             bytes: &self.weights[start..start + e.bytes() as usize],
         }
@@ -419,7 +425,9 @@ impl Model {
                         _ => {}
                     }
                 }
-                if matches!(d.opcode, Opcode::Embed | Opcode::Select) && d.params[0] as u32 != self.manifest.vocab {
+                if matches!(d.opcode, Opcode::Embed | Opcode::Select | Opcode::Sample)
+                    && d.params[0] as u32 != self.manifest.vocab
+                {
                     return Err(format!("layer {layer}, operator {op}: its vocabulary is not the manifest's"));
                 }
             }
@@ -429,6 +437,9 @@ impl Model {
             let is_exp = || table.values.iter().map(|v| i64::from(*v)).eq(exp.iter().copied());
             match table.dtype {
                 Dtype::I16 if table.values.contains(&-32768) => return Err(format!("table {i} holds −32768")),
+                Dtype::I32 if table.values.iter().any(|v| v.unsigned_abs() > CL as u32) => {
+                    return Err(format!("table {i} holds a value of 2^30 or more"));
+                }
                 Dtype::U16 if !is_exp() => return Err(format!("table {i} is not the instruction set's exponential")),
                 _ => {}
             }
@@ -436,14 +447,13 @@ impl Model {
         for (i, bits) in widest.into_iter().enumerate() {
             let m = self.weight(i);
             let rows = m.bytes.par_chunks_exact(m.row_bytes());
-            let bad = rows.position_any(|row| {
-                let elements: &[i8] = bytemuck::cast_slice(&row[4 * m.scales..]);
-                let (l1, least) = row_sum(elements);
-                least == i8::MIN || (bits > 0 && !quantise::partial_sums_fit(l1, bits))
+            let bad = rows.position_any(|row| match row_norm(m.format, &row[4 * m.scales..]) {
+                None => true,
+                Some(l1) => bits > 0 && !quantise::partial_sums_fit(m.format, l1, bits),
             });
             if let Some(row) = bad {
                 return Err(format!(
-                    "{}: matrix {i}, row {row} holds −128 or sums that do not fit 32 bits",
+                    "{}: matrix {i}, row {row} holds a weight outside its range or sums that do not fit",
                     directory::WEIGHTS
                 ));
             }
@@ -453,6 +463,43 @@ impl Model {
 }
 
 const SECTIONS: [SectionKind; 3] = [SectionKind::Embedding, SectionKind::Block, SectionKind::Head];
+
+/// ‖w‖₁ of a row without its scale pairs; `None` if it holds a value outside the format's range.
+pub(crate) fn row_norm(format: RowFormat, row: &[u8]) -> Option<u64> {
+    let groups = format.elements(row.len())? / sworn_isa::GROUP;
+    let i16s =
+        |from: usize| row[from..from + 2 * groups].as_chunks::<2>().0.iter().map(|b| i32::from(i16::from_be_bytes(*b)));
+    match format {
+        RowFormat::I8 => {
+            let (l1, least) = row_sum(bytemuck::cast_slice(row));
+            (least != i8::MIN).then_some(l1)
+        }
+        RowFormat::Q4 => {
+            let mut l1 = 0;
+            let quants = row[4 * groups..].as_chunks::<16>().0;
+            for ((s, m), bytes) in i16s(0).zip(i16s(2 * groups)).zip(quants) {
+                if s.abs() > GROUP_SCALE_MAX || m == i32::from(i16::MIN) {
+                    return None;
+                }
+                let weight: [u32; 16] = std::array::from_fn(|q| (s * q as i32 + 2 * m).unsigned_abs());
+                let pair = |b: &u8| weight[usize::from(b & 15)] + weight[usize::from(b >> 4)];
+                l1 += u64::from(bytes.iter().map(pair).sum::<u32>());
+            }
+            Some(l1)
+        }
+        RowFormat::Q8 => {
+            let mut l1 = 0;
+            for (s, elements) in i16s(0).zip(row[2 * groups..].chunks_exact(sworn_isa::GROUP)) {
+                let (sum, least) = row_sum(bytemuck::cast_slice(elements));
+                if s.abs() > GROUP_SCALE_MAX || least == i8::MIN {
+                    return None;
+                }
+                l1 += u64::from(s.unsigned_abs()) * sum;
+            }
+            Some(l1)
+        }
+    }
+}
 
 /// ‖row‖₁ and the least element.
 fn row_sum(elements: &[i8]) -> (u64, i8) {
@@ -481,6 +528,10 @@ fn check_matrix(d: &Descriptor, e: &MatrixEntry) -> std::result::Result<(), Stri
         Opcode::Embed => (d.params[0] as u64, d.count(0)),
         _ => (d.count(0), d.params[0] as u64),
     };
+    let format = RowFormat::from_code(d.params[3]);
+    if e.row_format().is_none() || e.row_format() != format {
+        return Err(format!("has rows of format {}, needed are rows of format {}", e.format, d.params[3]));
+    }
     if (u64::from(e.rows), u64::from(e.cols), u64::from(e.scales)) != (rows, cols, d.params[2] as u64) {
         return Err(format!(
             "has {} rows of {} scale pairs and {} elements; needed are {rows} rows of {} and {cols}",
@@ -557,6 +608,32 @@ mod tests {
     fn a_model_is_shared_between_threads() {
         fn shared<T: Send + Sync>() {}
         shared::<Model>();
+    }
+
+    #[test]
+    fn norms_are_the_sums_of_the_weights() {
+        let mut state = 7u64;
+        for format in RowFormat::ALL {
+            for k in [32, 96, 576] {
+                let mut row: Vec<u8> = (0..format.bytes(k))
+                    .map(|_| {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                        ((state >> 33) as u8).max(129)
+                    })
+                    .collect();
+                // Scales within their range: high bytes below 16.
+                let groups = k / sworn_isa::GROUP;
+                if format != RowFormat::I8 {
+                    (0..groups).for_each(|g| row[2 * g] &= 15);
+                }
+                let want: u64 = format.weights(&row).unwrap().iter().map(|w| u64::from(w.unsigned_abs())).sum();
+                assert_eq!(row_norm(format, &row), Some(want), "{format:?}");
+                if format != RowFormat::I8 {
+                    row[0] = 16;
+                    assert_eq!(row_norm(format, &row), None);
+                }
+            }
+        }
     }
 
     #[test]

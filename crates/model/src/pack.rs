@@ -4,7 +4,7 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use sworn_commit::{Hash, Manifest, Tree, keccak, row_leaf, section_tree, tensor};
-use sworn_isa::{Dtype, SectionKind};
+use sworn_isa::{Dtype, RowFormat, SectionKind};
 
 use crate::{
     directory::{self, Description, Index, MatrixEntry, SourceInfo, SpecialTokens, StagedFile, Staging, TableEntry},
@@ -69,7 +69,7 @@ pub(crate) fn pack(target: &Path, parts: Parts, source: &dyn FloatTensors, progr
         let scales = site.scales(&config);
         let root = row_tree(&bytes, (4 * scales + cols) as usize).root();
         file.write(&bytes)?;
-        index.weights.push(MatrixEntry { name, rows, cols, scales, root });
+        index.weights.push(MatrixEntry { name, rows, cols, scales, format: 0, root });
     }
     file.finish()?;
     progress(Progress { stage: Stage::Quantise, done: total, total });
@@ -200,14 +200,14 @@ impl L1 {
 
     fn bits(&self) -> Result<ActivationBits> {
         let wide = |place: &str, l1: u64| {
-            quantise::activation_bits(l1).ok_or_else(|| {
+            quantise::activation_bits(RowFormat::I8, l1).ok_or_else(|| {
                 ModelError::unsupported(
                     format!("a row of {place} whose weights sum to {l1}: not even 9-bit activations keep its sums below 2^31"),
                     "take a narrower model",
                 )
             })
         };
-        if !quantise::partial_sums_fit(self.output, 8) {
+        if !quantise::partial_sums_fit(RowFormat::I8, self.output, 8) {
             return Err(ModelError::unsupported(
                 "an attention output wider than int8 sums allow",
                 "take a narrower model",

@@ -5,7 +5,7 @@
 //! (`+ − × ÷ √`), reads exponents from the bits instead of calling a logarithm, and takes sine, cosine and power from a
 //! library in pure Rust rather than from the operating system.
 
-use sworn_isa::Dtype;
+use sworn_isa::{Dtype, RowFormat};
 
 /// Fractional bits of the residual stream and of everything `LINEAR` produces.
 pub const FRACTION: i32 = 14;
@@ -124,15 +124,15 @@ pub fn score_scale(head: u32) -> Scale {
     Scale::nearest(std::f64::consts::LOG2_E / f64::from(head).sqrt() * pow2(13) * grid * grid)
 }
 
-/// The widest quantiser whose products with a row of ‖q‖₁ = `l1` stay below 2^31, or `None` if nine bits are too many.
-pub fn activation_bits(l1: u64) -> Option<u8> {
-    (9..=16u8).rev().find(|b| partial_sums_fit(l1, *b))
+/// The widest quantiser whose products with a row of ‖w‖₁ = `l1` fit the format's accumulator, or `None` if nine bits are too many.
+pub fn activation_bits(format: RowFormat, l1: u64) -> Option<u8> {
+    (9..=16u8).rev().find(|b| partial_sums_fit(format, l1, *b))
 }
 
-/// Whether every partial sum of a row with ‖q‖₁ = `l1` times `bits`-wide activations fits an i32.
-pub fn partial_sums_fit(l1: u64, bits: u8) -> bool {
+/// Whether every partial sum of a row with ‖w‖₁ = `l1` times `bits`-wide activations fits the format's accumulator.
+pub fn partial_sums_fit(format: RowFormat, l1: u64, bits: u8) -> bool {
     let max = if bits == 8 { 127 } else { (1u64 << (bits - 1)) - 1 };
-    l1.saturating_mul(max) < 1 << 31
+    l1.saturating_mul(max) <= format.bound()
 }
 
 /// Big-endian bytes of a tensor.
@@ -176,10 +176,10 @@ mod tests {
 
     #[test]
     fn activation_width_shrinks_with_the_row() {
-        assert_eq!(activation_bits(65538), Some(16));
-        assert_eq!(activation_bits(65539), Some(15));
-        assert_eq!(activation_bits(1 << 23), Some(9));
-        assert_eq!(activation_bits(1 << 24), None);
+        let bits = |l1| activation_bits(RowFormat::I8, l1);
+        assert_eq!([bits(65538), bits(65539), bits(1 << 23), bits(1 << 24)], [Some(16), Some(15), Some(9), None]);
+        assert_eq!(activation_bits(RowFormat::Q4, 65538 << 12), Some(16));
+        assert_eq!(activation_bits(RowFormat::Q8, (65538 << 16) + (1 << 16)), Some(15));
     }
 
     proptest! {

@@ -90,7 +90,7 @@ fn rows_scales_and_trees() {
         let m = model.weight(i);
         for r in 0..m.rows {
             assert!((0..m.scales).all(|c| m.scale(r, c).0 >= 1 << 15));
-            assert!(m.elements(r).iter().any(|q| q.unsigned_abs() == 127), "rows use their whole grid");
+            assert!(m.weights(r).iter().any(|q| q.unsigned_abs() == 127), "rows use their whole grid");
         }
         assert_eq!(model.row_tree(i).root(), model.index().weights[i].root);
         assert_eq!(model.weights_tree().leaves()[i], model.index().weights[i].root);

@@ -5,7 +5,7 @@
 
 use rand::seq::IndexedRandom;
 use rand::{Rng, RngCore};
-use sworn_isa::{Descriptor, Dtype, Opcode, Operand, OperandKind, RowData, StepReader, element, fixed::CL};
+use sworn_isa::{Descriptor, Dtype, Opcode, Operand, OperandKind, RowData, Sampling, StepReader, element, fixed::CL};
 
 /// What one operand of a [`Case`] holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,7 +121,7 @@ impl StepReader for CaseReader<'_> {
         let OperandData::Rows(rows) = &self.case.operands[operand] else { return Err(outside) };
         let r = rows.get(row as usize).ok_or(outside.clone())?;
         let (m, sh) = *r.scales.get(column as usize).ok_or(outside)?;
-        Ok(RowData { m, sh, elements: r.elements.clone() })
+        Ok(RowData { m, sh, weights: r.elements.iter().map(|e| i32::from(*e)).collect() })
     }
 
     fn token(&mut self, operand: usize) -> Result<u32, Outside> {
@@ -129,6 +129,18 @@ impl StepReader for CaseReader<'_> {
             OperandData::Token(t) => Ok(t),
             _ => Err(Outside { operand, at: 0 }),
         }
+    }
+
+    fn tokens(&mut self, operand: usize, first: u32, _: u32) -> Result<Vec<u32>, Outside> {
+        Err(Outside { operand, at: u64::from(first) })
+    }
+
+    fn sampling(&mut self) -> Sampling {
+        Sampling::GREEDY
+    }
+
+    fn noise(&mut self, _: u32, _: u32) -> u32 {
+        0
     }
 
     fn own(&mut self, index: u64) -> Result<i64, Outside> {
@@ -545,6 +557,7 @@ impl Gen<'_> {
                 data.extend([Tensor(self.vector(vocabulary as usize, Q14)), Token(0)]);
                 vec![op(0), Operand::token(1)]
             }
+            _ => panic!("{opcode} has no cases"),
         };
         d.operands[..kinds.len()].copy_from_slice(&kinds);
         debug_assert!(kinds.iter().all(|o| o.kind != OperandKind::None));

@@ -45,7 +45,9 @@ pub fn wrong_value(d: &Descriptor, element: u64, right: i64, attempt: u32, rng: 
     let toward_zero = |by: i64| if right > 0 { right - by } else { right + by };
     let mantissa = |step: i64| if right + step < 1 << 16 { right + step } else { right - step };
     match d.opcode {
-        Embed | Gain | Linear | Rope | SiluMul | Add => toward_zero((6000 * grow).min(CL as i64 / 2)),
+        Embed | Gain | Linear | Rope | SiluMul | Add | GeluMul | Dequant | SoftCap | Temper => {
+            toward_zero((6000 * grow).min(CL as i64 / 2))
+        }
         // A maximum that is too small would let quantisers overflow.
         MaxAbs => (right * 2 * grow).min(i32::MAX as i64 / 2).max(right + 1),
         SumSq if element.is_multiple_of(2) => (right + right / 2 + 1).min((1 << 27) - 1),
@@ -54,7 +56,7 @@ pub fn wrong_value(d: &Descriptor, element: u64, right: i64, attempt: u32, rng: 
         Rms | QuantScale | NormScale | ScaleQ => right + 1,
         Quant => toward_zero(1 << (d.bits - 2)),
         ToFixed => toward_zero((2000 * grow).min(16000)),
-        Scores => toward_zero((20_000 * grow).min(CL as i64 / 2)),
+        Scores | Window => toward_zero((20_000 * grow).min(CL as i64 / 2)),
         // Below the true maximum, differences would be negative.
         RowMax => (right + 9000 * grow).min(CL as i64),
         // A row's largest exponential must stay what it is, or the sum loses its lower bound.
@@ -68,7 +70,12 @@ pub fn wrong_value(d: &Descriptor, element: u64, right: i64, attempt: u32, rng: 
             }
         }
         Mix => toward_zero((1 << 20) * grow.min(64)),
-        Select => {
+        Max => (right + 9000 * grow).min(CL as i64),
+        Histogram | Sum => right + grow,
+        Cut if element == 0 => (right + 1) % 257,
+        Cut => right + grow,
+        Threshold => (right - 5000 * grow).max(-(CL as i64)),
+        Select | Sample => {
             let vocabulary = i64::from(d.params[0].max(2));
             (right + rng.random_range(1..vocabulary)) % vocabulary
         }

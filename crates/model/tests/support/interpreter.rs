@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 
-use sworn_isa::{Descriptor, Opcode, OperandKind, RowData, StepReader, element};
+use sworn_isa::{Descriptor, Opcode, OperandKind, RowData, Sampling, StepReader, element};
 use sworn_model::Model;
 
 /// Exports of one (layer, position), in program order.
@@ -117,11 +117,23 @@ impl StepReader for Reader<'_, '_> {
     fn row(&mut self, operand: usize, row: u32, column: u32) -> Result<RowData, Infallible> {
         let w = self.run.model.operand_weight(&self.d.operands[operand], self.layer);
         let (m, sh) = w.scale(row as usize, column as usize);
-        Ok(RowData { m, sh, elements: w.elements(row as usize).to_vec() })
+        Ok(RowData { m, sh, weights: w.weights(row as usize) })
     }
 
     fn token(&mut self, _: usize) -> Result<u32, Infallible> {
         Ok(self.token)
+    }
+
+    fn tokens(&mut self, _: usize, _: u32, _: u32) -> Result<Vec<u32>, Infallible> {
+        unreachable!("selection is not run through the scalar reference")
+    }
+
+    fn sampling(&mut self) -> Sampling {
+        unreachable!("selection is not run through the scalar reference")
+    }
+
+    fn noise(&mut self, _: u32, _: u32) -> u32 {
+        unreachable!("selection is not run through the scalar reference")
     }
 
     fn own(&mut self, index: u64) -> Result<i64, Infallible> {
