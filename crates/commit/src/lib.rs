@@ -2,11 +2,10 @@
 //!
 //! **Owns** the hash trees and range proofs ([`tree`]), the commitments to tensors, token sequences, weight rows, programs
 //! and manifests, the layer-major [`trace`], and the [`witness`] that opens one element's inputs. **May depend on** `isa`
-//! and a keccak crate. **Must never** do I/O or know of a chain, a file or a GPU.
-#![forbid(unsafe_code)]
+//! and a keccak crate. **Must never** do I/O or know of a chain, a file or a GPU. Its only `unsafe` is in `keccak/x86.rs`.
+#![deny(unsafe_code)]
 
-use sha3::{Digest, Keccak256};
-
+mod keccak;
 pub mod manifest;
 mod run;
 pub mod sequence;
@@ -15,10 +14,11 @@ pub mod trace;
 pub mod tree;
 pub mod witness;
 
+pub use keccak::{Lanes, Message, keccak, keccak_many, keccak_words};
 pub use manifest::{Manifest, ManifestError};
 pub use run::RunParams;
 pub use trace::{TraceBuilder, TraceDims, TraceTree};
-pub use tree::{Accumulator, Tree};
+pub use tree::Tree;
 
 /// A keccak256 digest.
 pub type Hash = [u8; 32];
@@ -36,18 +36,16 @@ pub(crate) mod tag {
     pub(crate) const SEQUENCE: u8 = 0x08;
 }
 
-/// keccak256 of the concatenated parts.
-pub fn keccak(parts: &[&[u8]]) -> Hash {
-    let mut h = Keccak256::new();
-    for p in parts {
-        h.update(p);
-    }
-    h.finalize().into()
-}
-
 /// Leaf of a weight row: `scales` pairs and elements as stored.
 pub fn row_leaf(row: &[u8]) -> Hash {
     keccak(&[&[tag::ROW], row])
+}
+
+/// [`row_leaf`] of many rows, in order: several times faster than one by one.
+pub fn row_leaves<'a>(rows: impl IntoIterator<Item = &'a [u8]>) -> Vec<Hash> {
+    let mut leaves = Vec::new();
+    keccak_many(rows.into_iter().map(|row| Message::new(&[tag::ROW], row)), &mut leaves);
+    leaves
 }
 
 /// Leaf of a program descriptor.

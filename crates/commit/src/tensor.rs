@@ -1,6 +1,6 @@
 //! Tensors in pages.
 
-use crate::{Hash, Tree, keccak, tag, tree};
+use crate::{Hash, Message, Tree, keccak_many, tag, tree};
 
 /// Bytes of a page.
 pub const PAGE: usize = 1024;
@@ -10,20 +10,35 @@ pub const fn pages(bytes: u64) -> u64 {
     bytes.div_ceil(PAGE as u64)
 }
 
+/// The pages of tensors, ready to be hashed; the last of each is padded with zeros.
+fn messages<'a>(tensors: &[&'a [u8]]) -> impl Iterator<Item = Message<'a>> {
+    let pages = tensors.iter().flat_map(|t| t.chunks(PAGE));
+    pages.map(|page| Message::new(&[tag::PAGE], page).padded(PAGE))
+}
+
 /// Hash of one page; a page shorter than [`PAGE`] is padded with zeros.
 pub fn page_hash(page: &[u8]) -> Hash {
-    const ZERO: [u8; PAGE] = [0; PAGE];
-    keccak(&[&[tag::PAGE], page, &ZERO[page.len().min(PAGE)..]])
+    Message::new(&[tag::PAGE], page).padded(PAGE).hash()
 }
 
 /// The tree over a tensor's pages.
 pub fn tensor_tree(bytes: &[u8]) -> Tree {
-    Tree::new(bytes.chunks(PAGE).map(page_hash).collect())
+    let mut leaves = Vec::with_capacity(bytes.len().div_ceil(PAGE));
+    keccak_many(messages(&[bytes]), &mut leaves);
+    Tree::new(leaves)
 }
 
 /// Root of [`tensor_tree`].
 pub fn tensor_root(bytes: &[u8]) -> Hash {
-    if bytes.len() <= PAGE && !bytes.is_empty() { page_hash(bytes) } else { tensor_tree(bytes).root() }
+    tensor_roots(&[bytes])[0]
+}
+
+/// [`tensor_root`] of many tensors, in order: several times faster than one by one.
+pub fn tensor_roots(tensors: &[&[u8]]) -> Vec<Hash> {
+    let counts: Vec<usize> = tensors.iter().map(|t| t.len().div_ceil(PAGE)).collect();
+    let mut leaves = Vec::with_capacity(counts.iter().sum());
+    keccak_many(messages(tensors), &mut leaves);
+    tree::roots(leaves, &counts)
 }
 
 /// The pages that hold bytes `[start, start + len)`: their range proof and their bytes.
@@ -36,4 +51,39 @@ pub fn open_range(bytes: &[u8], pages: &Tree, start: u64, len: u64) -> (Vec<u8>,
 /// Depth of the page tree of a tensor of `bytes` bytes.
 pub const fn depth(bytes: u64) -> u32 {
     tree::depth(pages(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{keccak, tree::node};
+
+    /// The definition, page by page.
+    fn plain(bytes: &[u8]) -> Hash {
+        let mut row: Vec<Hash> =
+            bytes.chunks(PAGE).map(|page| keccak(&[&[tag::PAGE], page, &vec![0; PAGE - page.len()]])).collect();
+        row.resize(row.len().next_power_of_two(), tree::empty(0));
+        while row.len() > 1 {
+            row = row.chunks(2).map(|p| node(&p[0], &p[1])).collect();
+        }
+        row[0]
+    }
+
+    #[test]
+    fn roots_of_many_are_the_roots_of_each() {
+        let sizes = [0, 1, 24, 192, 1023, 1024, 1025, 2304, 4096, 4097, 5121, 0, 9000, 384];
+        let tensors: Vec<Vec<u8>> = sizes
+            .iter()
+            .enumerate()
+            .map(|(i, n)| (0..*n).map(|k| (k * 31 + i * 7 + k / 256) as u8).collect())
+            .collect();
+        let want: Vec<Hash> = tensors.iter().map(|t| plain(t)).collect();
+        assert_eq!(tensor_roots(&tensors.iter().map(Vec::as_slice).collect::<Vec<_>>()), want);
+        assert_eq!(tensor_roots(&[]), Vec::<Hash>::new());
+        for (t, want) in tensors.iter().zip(want) {
+            assert_eq!(tensor_root(t), want);
+            assert_eq!(tensor_tree(t).root(), want);
+            assert!(t.chunks(PAGE).zip(tensor_tree(t).leaves()).all(|(page, leaf)| page_hash(page) == *leaf));
+        }
+    }
 }

@@ -2,20 +2,30 @@
 
 use sworn_isa::SectionKind;
 
-use crate::{Accumulator, Hash, Tree, keccak, tag, tree};
+use crate::{Hash, Message, Tree, keccak, keccak_many, tag, tensor, tree};
 
 /// Hash of the tensors one layer exports at one position.
 pub fn leaf(roots: &[Hash]) -> Hash {
-    let roots: Vec<&[u8]> = std::iter::once(&[tag::LEAF][..]).chain(roots.iter().map(|r| &r[..])).collect();
-    keccak(&roots)
+    keccak(&[&[tag::LEAF], roots.as_flattened()])
+}
+
+/// Appends the leaves of many rows to `out`, in order: row i exports the next `counts[i]` of `tensors`. Rows from which on
+/// there are too few tensors have what there is.
+pub fn leaves(tensors: &[&[u8]], counts: &[usize], out: &mut Vec<Hash>) {
+    let roots = tensor::tensor_roots(tensors);
+    let mut rest = &roots[..];
+    let rows = counts.iter().map(|n| {
+        let (row, later) = rest.split_at((*n).min(rest.len()));
+        rest = later;
+        Message::new(&[tag::LEAF], row.as_flattened())
+    });
+    keccak_many(rows, out);
 }
 
 /// Hash of the operator list of one (layer, row).
 pub fn op_list(roots: &[Hash]) -> Hash {
     let count = (roots.len() as u16).to_be_bytes();
-    let head = [tag::OP_LIST, count[0], count[1]];
-    let parts: Vec<&[u8]> = std::iter::once(&head[..]).chain(roots.iter().map(|r| &r[..])).collect();
-    keccak(&parts)
+    keccak(&[&[tag::OP_LIST], &count, roots.as_flattened()])
 }
 
 /// The trace root of a job.
@@ -70,20 +80,17 @@ impl TraceDims {
 #[derive(Clone, Debug, Default)]
 pub struct TraceBuilder {
     layers: Vec<Vec<Hash>>,
-    roots: Vec<Accumulator>,
 }
 
 impl TraceBuilder {
     /// An empty trace of a model with `layers` blocks.
     pub fn new(layers: u16) -> Self {
-        let n = layers as usize + 2;
-        TraceBuilder { layers: vec![Vec::new(); n], roots: vec![Accumulator::default(); n] }
+        TraceBuilder { layers: vec![Vec::new(); layers as usize + 2] }
     }
 
     /// Adds the next row of a layer. Rows of one layer come in order; layers in any order.
     pub fn push(&mut self, layer: u16, leaf: Hash) {
         self.layers[layer as usize].push(leaf);
-        self.roots[layer as usize].push(leaf);
     }
 
     /// Rows of a layer so far.
@@ -91,9 +98,11 @@ impl TraceBuilder {
         self.layers[layer as usize].len() as u32
     }
 
-    /// Root over the layers' roots so far.
+    /// Root over the layers' roots so far: a pass over all leaves.
     pub fn layers_root(&self) -> Hash {
-        Tree::new(self.roots.iter().map(Accumulator::root).collect()).root()
+        let counts: Vec<usize> = self.layers.iter().map(Vec::len).collect();
+        let roots = tree::roots(self.layers.concat(), &counts);
+        Tree::new(roots).root()
     }
 
     /// The finished trees.
@@ -112,7 +121,7 @@ pub struct TraceTree {
 impl TraceTree {
     /// From every layer's leaves.
     pub fn new(leaves: Vec<Vec<Hash>>) -> Self {
-        let layers: Vec<_> = leaves.into_iter().map(Tree::new).collect();
+        let layers = Tree::forest(leaves);
         let top = Tree::new(layers.iter().map(Tree::root).collect());
         TraceTree { layers, top }
     }
@@ -183,6 +192,27 @@ pub const fn rows_depth(rows: u32) -> u32 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn leaves_of_many_rows_are_the_leaves_of_each() {
+        let tensors: Vec<Vec<u8>> = (0..23usize).map(|i| vec![i as u8; i * i * 17]).collect();
+        let counts = [1, 4, 4, 0, 4, 1, 9];
+        let mut at = 0;
+        let want: Vec<Hash> = counts
+            .iter()
+            .map(|n| {
+                at += n;
+                leaf(&tensors[at - n..at].iter().map(|t| tensor::tensor_root(t)).collect::<Vec<_>>())
+            })
+            .collect();
+        let mut got = vec![[1; 32]];
+        leaves(&tensors.iter().map(Vec::as_slice).collect::<Vec<_>>(), &counts, &mut got);
+        assert_eq!(got[1..], want);
+        assert_eq!(want[3], keccak(&[&[tag::LEAF]]));
+        let roots = [[1; 32], [2; 32]];
+        assert_eq!(leaf(&roots), keccak(&[&[2], &roots[0], &roots[1]]));
+        assert_eq!(op_list(&roots), keccak(&[&[3, 0, 2], &roots[0], &roots[1]]));
+    }
 
     proptest! {
         #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use crate::{Hash, keccak, tag};
+use crate::{Hash, Message, keccak, keccak_many, tag};
 
 /// Deepest tree there is.
 pub const MAX_DEPTH: usize = 40;
@@ -10,6 +10,52 @@ pub const MAX_DEPTH: usize = 40;
 /// Hash of an inner node.
 pub fn node(left: &Hash, right: &Hash) -> Hash {
     keccak(&[&[tag::NODE], left, right])
+}
+
+/// Appends the nodes above consecutive pairs.
+fn nodes(pairs: &[Hash], out: &mut Vec<Hash>) {
+    let pairs = pairs.as_chunks::<2>().0;
+    keccak_many(pairs.iter().map(|pair| Message::new(&[tag::NODE], pair.as_flattened())), out);
+}
+
+/// The roots of many trees: `leaves` holds the leaves of the first, `counts[0]` of them, then those of the second, …
+/// Missing leaves are the empty one, surplus leaves ignored.
+pub fn roots(mut leaves: Vec<Hash>, counts: &[usize]) -> Vec<Hash> {
+    leaves.resize(counts.iter().sum(), empty(0));
+    let mut roots = vec![empty(0); counts.len()];
+    let mut row = leaves;
+    // What has more than one leaf left: its number and how many.
+    let mut open: Vec<(usize, usize)> = counts.iter().copied().enumerate().collect();
+    let mut pairs = Vec::new();
+    for level in 0.. {
+        let mut at = 0;
+        pairs.clear();
+        open.retain_mut(|(tree, count)| {
+            let hashes = &row[at..at + *count];
+            at += *count;
+            match hashes {
+                [] => false,
+                [root] => {
+                    roots[*tree] = *root;
+                    false
+                }
+                _ => {
+                    pairs.extend_from_slice(hashes);
+                    if hashes.len() % 2 == 1 {
+                        pairs.push(empty(level));
+                    }
+                    *count = count.div_ceil(2);
+                    true
+                }
+            }
+        });
+        if open.is_empty() {
+            break;
+        }
+        row.clear();
+        nodes(&pairs, &mut row);
+    }
+    roots
 }
 
 /// ⌈log2 n⌉; 0 for n ≤ 1.
@@ -38,15 +84,16 @@ pub struct Tree {
 impl Tree {
     /// The tree over `leaves`; no leaves count as one empty leaf.
     pub fn new(leaves: Vec<Hash>) -> Self {
-        let leaves = if leaves.is_empty() { vec![empty(0)] } else { leaves };
-        let mut levels = vec![leaves];
-        while levels[levels.len() - 1].len() > 1 {
-            let level = levels.len() as u32 - 1;
-            let below = &levels[level as usize];
-            let above = below.chunks(2).map(|p| node(&p[0], p.get(1).unwrap_or(&empty(level)))).collect();
-            levels.push(above);
-        }
-        Tree { levels }
+        let mut tree = Tree { levels: vec![leaves] };
+        grow(std::slice::from_mut(&mut tree));
+        tree
+    }
+
+    /// [`Self::new`] of many: narrow trees are hashed together.
+    pub fn forest(leaves: Vec<Vec<Hash>>) -> Vec<Self> {
+        let mut trees: Vec<Tree> = leaves.into_iter().map(|leaves| Tree { levels: vec![leaves] }).collect();
+        grow(&mut trees);
+        trees
     }
 
     /// Leaves without padding.
@@ -89,6 +136,35 @@ impl Tree {
     }
 }
 
+/// Adds the levels above the leaves.
+fn grow(trees: &mut [Tree]) {
+    for tree in trees.iter_mut().filter(|t| t.levels[0].is_empty()) {
+        tree.levels[0].push(empty(0));
+    }
+    let (mut pairs, mut above) = (Vec::new(), Vec::new());
+    for level in 0.. {
+        pairs.clear();
+        above.clear();
+        let open = |t: &Tree| t.levels.get(level).is_some_and(|row| row.len() > 1);
+        for tree in trees.iter().filter(|t| open(t)) {
+            pairs.extend_from_slice(&tree.levels[level]);
+            if tree.levels[level].len() % 2 == 1 {
+                pairs.push(empty(level as u32));
+            }
+        }
+        if pairs.is_empty() {
+            return;
+        }
+        nodes(&pairs, &mut above);
+        let mut rest = &above[..];
+        for tree in trees.iter_mut().filter(|t| open(t)) {
+            let (row, later) = rest.split_at(tree.levels[level].len().div_ceil(2));
+            tree.levels.push(row.to_vec());
+            rest = later;
+        }
+    }
+}
+
 /// The nodes that a range proof lists, as (level, index), in order.
 pub fn range_siblings(depth: u32, first: u64, count: u64) -> impl Iterator<Item = (u32, u64)> {
     let last = first + count.max(1) - 1;
@@ -120,63 +196,12 @@ pub fn range_root(leaves: &[Hash], first: u64, depth: u32, proof: &[Hash]) -> Op
         if row.len() % 2 == 1 {
             row.push(next()?);
         }
-        row = row.chunks_exact(2).map(|p| node(&p[0], &p[1])).collect();
+        let mut above = Vec::with_capacity(row.len() / 2);
+        nodes(&row, &mut above);
+        row = above;
         lo >>= 1;
     }
     Some((row[0], used))
-}
-
-/// A tree that grows leaf by leaf and remembers only its right edge.
-#[derive(Clone, Debug, Default)]
-pub struct Accumulator {
-    /// `edge[l]`: the root of the last complete subtree of 2^l leaves that has no partner yet
-    edge: Vec<Option<Hash>>,
-    len: u64,
-}
-
-impl Accumulator {
-    /// Adds a leaf.
-    pub fn push(&mut self, leaf: Hash) {
-        let mut carry = leaf;
-        let mut level = 0;
-        loop {
-            if level == self.edge.len() {
-                self.edge.push(None);
-            }
-            match self.edge[level].take() {
-                Some(left) => carry = node(&left, &carry),
-                None => break self.edge[level] = Some(carry),
-            }
-            level += 1;
-        }
-        self.len += 1;
-    }
-
-    /// Leaves so far.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// The root of the tree over the leaves so far.
-    pub fn root(&self) -> Hash {
-        let depth = depth(self.len) as usize;
-        let mut carry: Option<Hash> = None;
-        for level in 0..depth {
-            let edge = self.edge.get(level).copied().flatten();
-            carry = match (edge, carry) {
-                (Some(left), Some(right)) => Some(node(&left, &right)),
-                (Some(left), None) => Some(node(&left, &empty(level as u32))),
-                (None, Some(c)) => Some(node(&c, &empty(level as u32))),
-                (None, None) => None,
-            };
-        }
-        carry.or_else(|| self.edge.get(depth).copied().flatten()).unwrap_or_else(|| empty(0))
-    }
 }
 
 #[cfg(test)]
@@ -200,14 +225,17 @@ mod tests {
     #[test]
     fn small_trees() {
         assert_eq!([depth(1), depth(2), depth(3), depth(4), depth(5), depth(8192)], [0, 1, 2, 2, 3, 13]);
-        let mut acc = Accumulator::default();
-        for n in 1..140 {
-            acc.push(leaves(n)[n as usize - 1]);
-            let tree = Tree::new(leaves(n));
-            assert_eq!(tree.root(), naive(leaves(n)), "{n}");
-            assert_eq!(acc.root(), tree.root(), "{n}");
+        let counts: Vec<usize> = (0..140).chain([1, 0, 257]).collect();
+        let all: Vec<Vec<Hash>> = counts.iter().map(|n| leaves(*n as u64)).collect();
+        let forest = Tree::forest(all.clone());
+        assert_eq!(roots(all.concat(), &counts), forest.iter().map(Tree::root).collect::<Vec<_>>());
+        for (leaves, tree) in all.into_iter().zip(forest) {
+            let n = leaves.len() as u64;
+            assert_eq!(tree, Tree::new(leaves.clone()), "{n}");
+            assert_eq!(tree.root(), naive(leaves), "{n}");
             assert_eq!(tree.depth(), depth(n));
         }
+        assert_eq!(Tree::forest(Vec::new()), Vec::new());
     }
 
     proptest! {
