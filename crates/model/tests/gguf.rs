@@ -136,7 +136,7 @@ fn unsupported_files_say_what_and_what_instead() {
     refused(&GgufFile { version: 1, ..whole.clone() }, "version 1");
     refused(&GgufFile { version: 4, ..whole.clone() }, "versions 2 and 3");
     refused(&GgufFile { version: 3u32.swap_bytes(), ..whole.clone() }, "big-endian");
-    for (code, name) in [(12, "Q4_K"), (14, "Q6_K"), (39, "MXFP4"), (999, "unknown")] {
+    for (code, name) in [(15, "Q8_K"), (20, "an IQ type"), (28, "F64"), (39, "MXFP4"), (999, "unknown")] {
         let mut f = whole.clone();
         f.tensor("blk.0.attn_q.weight").dtype = code;
         refused(&f, name);
