@@ -15,6 +15,7 @@ use crate::{
     load::Model,
     pack::{FloatTensors, Parts, pack},
     progress::{OnProgress, Progress, Stage},
+    source::RowBlocks,
     tokenizer::{PreTokenizer, Tokenizer, Vocabulary, byte_characters},
 };
 
@@ -101,6 +102,10 @@ impl FloatTensors for GgufTensors<'_> {
         let mut out = vec![0.0; n as usize];
         self.row(name, 0, &mut out)?;
         Ok(out)
+    }
+
+    fn blocks(&self, name: &str, row: u32) -> Result<Option<RowBlocks>> {
+        self.0.read_blocks(self.0.tensor(name)?, row as usize)
     }
 
     fn rope_divisors(&self, pairs: u32) -> Result<Option<Vec<f32>>> {

@@ -12,6 +12,7 @@ use crate::{
     llama::{ActivationBits, BLOCK_WEIGHTS, LlamaConfig},
     progress::{OnProgress, Progress, Stage},
     quantise::{self, FRACTION, Scale, WEIGHT_MAX},
+    source::RowBlocks,
 };
 
 /// Where float weights come from.
@@ -22,6 +23,10 @@ pub(crate) trait FloatTensors: Sync {
     fn vector(&self, name: &str, n: u32) -> Result<Vec<f32>>;
     /// Per-pair divisors of the rotary frequencies, if the model has them.
     fn rope_divisors(&self, pairs: u32) -> Result<Option<Vec<f32>>>;
+    /// One row of a matrix in the source's own blocks, where it has some that can be kept without loss.
+    fn blocks(&self, _name: &str, _row: u32) -> Result<Option<RowBlocks>> {
+        Ok(None)
+    }
 }
 
 /// Everything but the weights.
