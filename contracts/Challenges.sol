@@ -365,7 +365,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
         (int256 claimed, int256 computed) = IStepVerifier(stepVerifier)
             .judge(
-                TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut),
+                TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut, j.sampling, j.seed),
                 IModels(models).shape(j.modelId),
                 claim,
                 witness

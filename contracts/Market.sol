@@ -9,6 +9,7 @@ import {IChallenges} from "./interfaces/IChallenges.sol";
 import {IMarket, JobId, JobState} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
+import {Sampling} from "./lib/Sampling.sol";
 import {Trees} from "./lib/Trees.sol";
 
 /// @title Market
@@ -96,11 +97,15 @@ contract Market is IMarket, ReentrancyGuardTransient {
     // ------------------------------------------------------------------------------------------------------ buy
 
     /// @inheritdoc IMarket
-    function createJob(bytes32 modelId, address node, bytes calldata promptTokens, uint32 maxNew, uint128 maxPrice)
-        external
-        nonReentrant
-        returns (JobId jobId)
-    {
+    function createJob(
+        bytes32 modelId,
+        address node,
+        bytes calldata promptTokens,
+        uint32 maxNew,
+        uint128 maxPrice,
+        uint256 sampling,
+        bytes32 userSeed
+    ) external nonReentrant returns (JobId jobId) {
         jobId = JobId.wrap(_nextJobId++);
         Job storage j = _jobs[jobId];
         j.user = msg.sender;
@@ -108,20 +113,44 @@ contract Market is IMarket, ReentrancyGuardTransient {
         j.maxNew = maxNew;
         j.nIn = _checkPrompt(modelId, promptTokens, maxNew);
         j.inputHash = Trees.tokensHash(promptTokens);
+        bytes32 seed = sampling == 0 ? bytes32(0) : _setRun(jobId, j, sampling, userSeed);
 
+        INodes.Ask memory ask = _hold(j, node, maxPrice);
+        _created(jobId, node, sampling, seed, promptTokens);
+        if (node != address(0)) _assign(jobId, j, node, ask, j.escrow);
+        _pull(msg.sender, j.escrow);
+    }
+
+    /// Checks and stores how a job samples; fixes the seed, if noise needs one.
+    function _setRun(JobId jobId, Job storage j, uint256 sampling, bytes32 userSeed) private returns (bytes32 seed) {
+        Sampling.check(sampling);
+        if (!IModels(models).samples(j.modelId)) revert GreedyModel(j.modelId);
+        j.sampling = sampling;
+        if (Sampling.inverseTemperature(sampling) == 0) return 0;
+        // Nobody knows both hashes of the block when the user signs. The block before counts as well, because chains exist whose
+        // PREVRANDAO is a constant.
+        seed = keccak256(
+            abi.encode(block.chainid, address(this), jobId, userSeed, block.prevrandao, blockhash(block.number - 1))
+        );
+        j.seed = seed;
+    }
+
+    /// Sets what of the ceiling the job holds: all while it is open, else the price at the node's ask.
+    function _hold(Job storage j, address node, uint128 maxPrice) private returns (INodes.Ask memory ask) {
         uint128 escrow = maxPrice;
-        INodes.Ask memory ask;
         if (node == address(0)) {
             j.state = JobState.Open;
             j.deadline = _after(_acceptTimeout);
         } else {
-            (ask, escrow) = _priceUnder(maxPrice, node, modelId, j.nIn, maxNew);
+            (ask, escrow) = _priceUnder(maxPrice, node, j.modelId, j.nIn, j.maxNew);
         }
         j.escrow = escrow;
         _totals.escrow += escrow;
-        emit JobCreated(jobId, msg.sender, node, modelId, maxNew, escrow, promptTokens);
-        if (node != address(0)) _assign(jobId, j, node, ask, escrow);
-        _pull(msg.sender, escrow);
+    }
+
+    function _created(JobId jobId, address node, uint256 sampling, bytes32 seed, bytes calldata promptTokens) private {
+        Job storage j = _jobs[jobId];
+        emit JobCreated(jobId, msg.sender, node, j.modelId, j.maxNew, j.escrow, sampling, seed, promptTokens);
     }
 
     /// @inheritdoc IMarket
@@ -147,10 +176,15 @@ contract Market is IMarket, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IMarket
-    function submitResult(JobId jobId, bytes calldata outputTokens, bytes32 layersRoot) external nonReentrant {
+    function submitResult(JobId jobId, bytes32 order, bytes calldata outputTokens, bytes32 layersRoot)
+        external
+        nonReentrant
+    {
         Job storage j = _inState(jobId, JobState.Assigned);
         if (msg.sender != j.node) revert NotNode(jobId, msg.sender, j.node);
         _notAfter(jobId, j.deadline);
+        bytes32 expected = _orderHash(j);
+        if (order != expected) revert OrderMismatch(jobId, order, expected);
         j.nOut = _checkAnswer(j.modelId, outputTokens, j.maxNew);
         j.outputHash = Trees.tokensHash(outputTokens);
         j.layersRoot = layersRoot;
@@ -308,6 +342,12 @@ contract Market is IMarket, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IMarket
+    function orderHash(JobId jobId) external view returns (bytes32) {
+        Job storage j = _jobs[jobId];
+        return j.nIn == 0 ? bytes32(0) : _orderHash(j);
+    }
+
+    /// @inheritdoc IMarket
     function traceRoot(JobId jobId) external view returns (bytes32) {
         Job storage j = _jobs[jobId];
         return j.nOut == 0 ? bytes32(0) : _traceRoot(j);
@@ -432,6 +472,12 @@ contract Market is IMarket, ReentrancyGuardTransient {
         assembly ("memory-safe") {
             tok := shr(224, calldataload(add(tokens.offset, shl(2, i))))
         }
+    }
+
+    function _orderHash(Job storage j) private view returns (bytes32) {
+        uint256 sampling = j.sampling;
+        bytes32 seed = Sampling.inverseTemperature(sampling) == 0 ? bytes32(0) : j.seed;
+        return keccak256(abi.encodePacked(Trees.TAG_ORDER, j.modelId, j.inputHash, j.maxNew, sampling, seed));
     }
 
     function _traceRoot(Job storage j) private view returns (bytes32) {

@@ -15,7 +15,7 @@ contract Models is IModels {
     /// @notice the instruction set's proofs of range hold for positions below this
     uint32 public constant MAX_POSITIONS = 8192;
     /// @notice operators of a section; an operator list is answered in one piece
-    uint16 public constant MAX_OPS = 64;
+    uint16 public constant MAX_OPS = 96;
     /// @notice every token of an answer is compared with every stop token
     uint8 public constant MAX_STOPS = 16;
     /// @notice answers of the deepest challenge
@@ -29,12 +29,13 @@ contract Models is IModels {
     uint256 private constant AT_TABLES = 150;
     uint256 private constant AT_STOPS = 250;
 
-    // The words of a record: abi.encode(shape, publisher, depth, stop tokens). All of the shape is static.
+    // The words of a record: abi.encode(shape, publisher, depth, samples, stop tokens). All of the shape is static.
     uint256 private constant WORD_OP_COUNTS = 3;
     uint256 private constant WORD_SECTION_ROOTS = 6;
     uint256 private constant WORD_EXPORT_MASKS = 9;
     uint256 private constant WORD_PUBLISHER = 16;
     uint256 private constant WORD_DEPTH = 17;
+    uint256 private constant WORD_SAMPLES = 18;
 
     /// What is known of a model never changes, so it is kept as code.
     mapping(bytes32 modelId => address) private _records;
@@ -51,13 +52,13 @@ contract Models is IModels {
 
         ModelShape memory s = _parse(manifest);
         uint32[] memory stops = _parseStops(manifest, s.vocab);
-        uint256 largestTensor = _fold(s, program);
+        (uint256 largestTensor, bool samples_) = _fold(s, program);
 
         uint256 depth = _answers(uint256(s.layers) + 2) + _answers(_positions(s)) + 1
             + _answers(Trees.pageCount(largestTensor)) + 1;
         if (depth > MAX_DEPTH) revert TooDeep(depth, MAX_DEPTH);
 
-        _records[modelId] = Records.write(abi.encode(s, msg.sender, depth, stops));
+        _records[modelId] = Records.write(abi.encode(s, msg.sender, depth, samples_, stops));
         emit ModelRegistered(modelId, msg.sender, manifest, program, hint);
     }
 
@@ -100,7 +101,13 @@ contract Models is IModels {
     }
 
     /// Checks the three sections against the manifest and sets their export masks.
-    function _fold(ModelShape memory s, bytes calldata program) private pure returns (uint256 largestTensor) {
+    /// @return largestTensor in bytes
+    /// @return samples_ whether the head exports a SAMPLE
+    function _fold(ModelShape memory s, bytes calldata program)
+        private
+        pure
+        returns (uint256 largestTensor, bool samples_)
+    {
         uint256 ops = uint256(s.opCounts[0]) + s.opCounts[1] + s.opCounts[2];
         if (program.length != ops * Descriptor.BYTES) revert ProgramLength(program.length, ops * Descriptor.BYTES);
 
@@ -119,6 +126,7 @@ contract Models is IModels {
             s.exportMasks[i] = folded.exportMask;
             if (folded.largestTensor > largestTensor) largestTensor = folded.largestTensor;
             previousExports = folded.exports;
+            samples_ = folded.samples;
             begin = end;
         }
     }
@@ -159,13 +167,18 @@ contract Models is IModels {
 
     /// @inheritdoc IModels
     function stopTokens(bytes32 modelId) external view returns (uint32[] memory stops) {
-        (,,, stops) = abi.decode(Records.read(_record(modelId)), (ModelShape, address, uint256, uint32[]));
+        (,,,, stops) = abi.decode(Records.read(_record(modelId)), (ModelShape, address, uint256, bool, uint32[]));
     }
 
     /// @inheritdoc IModels
     function dimensions(bytes32 modelId) external view returns (uint16 layers, uint32 vocab, uint32 maxPositions) {
         address at = _record(modelId);
         return (uint16(Records.word(at, 0)), uint32(Records.word(at, 1)), uint32(Records.word(at, 2)));
+    }
+
+    /// @inheritdoc IModels
+    function samples(bytes32 modelId) external view returns (bool) {
+        return Records.word(_record(modelId), WORD_SAMPLES) != 0;
     }
 
     /// @inheritdoc IModels

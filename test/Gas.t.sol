@@ -41,13 +41,14 @@ contract GasTest is Fixture {
     function test_gas_job() public {
         bytes memory prompt = tokens(100);
         vm.prank(uma);
-        id = market.createJob(modelId, nora, prompt, 28, type(uint128).max);
+        id = market.createJob(modelId, nora, prompt, 28, type(uint128).max, 0, 0);
         snap("createJob, 100 tokens, named node");
         bytes32 root = trace.layersRoot();
         bytes memory output = tokens(28);
+        bytes32 order = market.orderHash(id);
         vm.roll(block.number + 1);
         vm.prank(nora);
-        market.submitResult(id, output, root);
+        market.submitResult(id, order, output, root);
         snap("submitResult, 28 tokens");
         vm.warp(windowEnd(id) + 1);
         market.finalize(id);
@@ -60,7 +61,7 @@ contract GasTest is Fixture {
     function test_gas_open() public {
         bytes memory prompt = tokens(100);
         vm.prank(uma);
-        id = market.createJob(modelId, address(0), prompt, 28, 100 ether);
+        id = market.createJob(modelId, address(0), prompt, 28, 100 ether, 0, 0);
         snap("createJob, 100 tokens, open");
         vm.prank(nora);
         market.acceptJob(id);

@@ -15,7 +15,7 @@ contract MarketBuyTest is Fixture {
 
     function create(address node, bytes memory prompt, uint32 maxNew, uint128 maxPrice) internal returns (JobId) {
         vm.prank(uma);
-        return market.createJob(modelId, node, prompt, maxNew, maxPrice);
+        return market.createJob(modelId, node, prompt, maxNew, maxPrice, 0, 0);
     }
 
     function expectCreate(bytes memory error_, address node, bytes memory prompt, uint32 maxNew, uint128 maxPrice)
@@ -31,7 +31,7 @@ contract MarketBuyTest is Fixture {
         JobId id = JobId.wrap(1);
         bytes memory prompt = tokens(3);
         vm.expectEmit();
-        emit IMarket.JobCreated(id, uma, nora, modelId, 4, PRICE, prompt);
+        emit IMarket.JobCreated(id, uma, nora, modelId, 4, PRICE, 0, 0, prompt);
         vm.expectEmit();
         emit IMarket.JobAccepted(id, nora, 10 ether, uint40(block.timestamp + mp.submitTimeout));
         JobId created = create(nora, prompt, 4, PRICE);
@@ -119,7 +119,7 @@ contract MarketBuyTest is Fixture {
     function test_createJob_open() public {
         JobId id = JobId.wrap(1);
         vm.expectEmit();
-        emit IMarket.JobCreated(id, uma, address(0), modelId, 4, 50 ether, tokens(3));
+        emit IMarket.JobCreated(id, uma, address(0), modelId, 4, 50 ether, 0, 0, tokens(3));
         create(address(0), tokens(3), 4, 50 ether);
         IMarket.Job memory j = market.job(id);
         assertState(id, JobState.Open);
@@ -131,7 +131,7 @@ contract MarketBuyTest is Fixture {
 
     function test_createJob_unknownModel() public {
         vm.expectRevert(abi.encodeWithSelector(IModels.UnknownModel.selector, bytes32("?")));
-        market.createJob("?", nora, tokens(1), 1, 0);
+        market.createJob("?", nora, tokens(1), 1, 0, 0, 0);
     }
 
     function test_createJob_tokenBytes() public {
@@ -170,6 +170,103 @@ contract MarketBuyTest is Fixture {
         create(address(0), tokens(3), 8190, 0);
     }
 
+    // ------------------------------------------------------------------------------------------------- sampling
+
+    /// temperature 0.8, top-k 40, top-p 0.95, min-p 0.05, penalty 1.1
+    function sampling() internal pure returns (uint256) {
+        return word(5120, 40, 62259, 49081, 4506);
+    }
+
+    function word(uint256 a, uint256 b, uint256 c, uint256 d, uint256 e) internal pure returns (uint256) {
+        return a | b << 32 | c << 64 | d << 96 | e << 128;
+    }
+
+    function sample(uint256 sampling_, bytes32 userSeed) internal returns (JobId) {
+        vm.prank(uma);
+        return market.createJob(modelId, nora, tokens(3), 4, PRICE, sampling_, userSeed);
+    }
+
+    function samplingModel() internal {
+        vm.mockCall(address(models), abi.encodeCall(IModels.samples, (modelId)), abi.encode(true));
+    }
+
+    function seedOf(JobId id, bytes32 userSeed) internal view returns (bytes32) {
+        return keccak256(
+            abi.encode(block.chainid, address(market), id, userSeed, block.prevrandao, blockhash(block.number - 1))
+        );
+    }
+
+    function test_createJob_sampling() public {
+        samplingModel();
+        vm.prevrandao(bytes32(uint256(12345)));
+        JobId id = JobId.wrap(1);
+        bytes32 seed = seedOf(id, "mine");
+        vm.expectEmit();
+        emit IMarket.JobCreated(id, uma, nora, modelId, 4, PRICE, sampling(), seed, tokens(3));
+        sample(sampling(), "mine");
+        IMarket.Job memory j = market.job(id);
+        assertEq(j.sampling, sampling());
+        assertEq(j.seed, seed);
+        bytes32 order = keccak256(abi.encodePacked(uint8(9), modelId, j.inputHash, uint32(4), j.sampling, j.seed));
+        assertEq(market.orderHash(id), order);
+        // Later blocks change nothing.
+        vm.prevrandao(bytes32(uint256(6)));
+        vm.roll(block.number + 1);
+        assertEq(market.job(id).seed, seed);
+    }
+
+    function test_createJob_seed() public {
+        samplingModel();
+        bytes32[5] memory seeds;
+        seeds[0] = market.job(sample(sampling(), "mine")).seed;
+        seeds[1] = market.job(sample(sampling(), "mine")).seed;
+        vm.prevrandao(bytes32(uint256(12345)));
+        seeds[2] = seedOf(JobId.wrap(1), "mine");
+        seeds[3] = market.job(sample(sampling(), "yours")).seed;
+        for (uint256 i; i < 5; i++) {
+            for (uint256 k; k < i; k++) {
+                assertNotEq(seeds[i], seeds[k]);
+            }
+        }
+        // Without a temperature there is no noise and no seed.
+        assertEq(market.job(sample(word(0, 40, 0, 0, 4506), "mine")).seed, 0);
+    }
+
+    /// Neither the seed nor the parameters of a greedy job are written.
+    function test_createJob_greedy() public {
+        IMarket.Job memory j = market.job(sample(0, "mine"));
+        assertEq(j.sampling, 0);
+        assertEq(j.seed, 0);
+    }
+
+    function test_createJob_greedyModel() public {
+        vm.expectRevert(abi.encodeWithSelector(IMarket.GreedyModel.selector, modelId));
+        sample(sampling(), 0);
+    }
+
+    function expectBadSampling(uint256 sampling_, uint256 index, uint256 actual, uint256 min, uint256 max) internal {
+        vm.expectRevert(abi.encodeWithSelector(IMarket.BadSampling.selector, index, actual, min, max));
+        sample(sampling_, 0);
+    }
+
+    function test_createJob_badSampling() public {
+        samplingModel();
+        vm.prank(nora);
+        nodes.configure("", 100);
+        vm.prank(nora);
+        nodes.setAsk(modelId, 0, 0, 100);
+        sample(word(1 << 20, (1 << 20) - 1, 1 << 16, (1 << 24) - 1, (1 << 16) - 1), 0);
+        sample(word(1, 1, 1, 1, 1 << 8), 0);
+        expectBadSampling(word((1 << 20) + 1, 0, 0, 0, 0), 0, (1 << 20) + 1, 0, 1 << 20);
+        expectBadSampling(word(0, 1 << 20, 0, 0, 0), 1, 1 << 20, 0, (1 << 20) - 1);
+        expectBadSampling(word(0, 0, (1 << 16) + 1, 0, 0), 2, (1 << 16) + 1, 0, 1 << 16);
+        expectBadSampling(word(0, 0, 0, 1 << 24, 0), 3, 1 << 24, 0, (1 << 24) - 1);
+        expectBadSampling(word(0, 0, 0, 0, 255), 4, 255, 1 << 8, (1 << 16) - 1);
+        expectBadSampling(word(0, 0, 0, 0, 1 << 16), 4, 1 << 16, 1 << 8, (1 << 16) - 1);
+        expectBadSampling(1 << 160, 5, 1, 0, 0);
+        expectBadSampling(1 << 255, 5, 1 << 95, 0, 0);
+    }
+
     function test_createJob_feeOnTransfer() public {
         FeeToken cheat = new FeeToken();
         Market m = new Market(address(cheat), address(models), address(nodes), address(challenges), mp);
@@ -177,7 +274,7 @@ contract MarketBuyTest is Fixture {
         vm.startPrank(uma);
         cheat.approve(address(m), 100);
         vm.expectRevert(abi.encodeWithSelector(IMarket.TransferMismatch.selector, 99, 100));
-        m.createJob(modelId, address(0), tokens(1), 1, 100);
+        m.createJob(modelId, address(0), tokens(1), 1, 100, 0, 0);
     }
 
     function testFuzz_createJob(uint32 nIn, uint32 maxNew, uint128 perInput, uint128 perOutput) public {

@@ -15,9 +15,13 @@ contract MarketServeTest is Fixture {
 
     JobId internal id;
 
+    /// of `id`
+    bytes32 internal order;
+
     function setUp() public override {
         super.setUp();
         id = buy(3, 4);
+        order = market.orderHash(id);
     }
 
     function expectState(JobState actual, JobState expected) internal {
@@ -30,7 +34,7 @@ contract MarketServeTest is Fixture {
 
     function submitTokens(bytes memory answer_) internal {
         vm.prank(nora);
-        market.submitResult(id, answer_, ROOT);
+        market.submitResult(id, order, answer_, ROOT);
     }
 
     function stop() internal pure returns (bytes memory) {
@@ -79,7 +83,20 @@ contract MarketServeTest is Fixture {
     function test_submitResult_notNode() public {
         vm.expectRevert(abi.encodeWithSelector(IMarket.NotNode.selector, id, mallory, nora));
         vm.prank(mallory);
-        market.submitResult(id, tokens(4), ROOT);
+        market.submitResult(id, 0, tokens(4), ROOT);
+    }
+
+    function test_submitResult_order() public {
+        bytes32 hash =
+            keccak256(abi.encodePacked(uint8(9), modelId, market.job(id).inputHash, uint32(4), uint256(0), bytes32(0)));
+        assertEq(order, hash);
+        assertEq(market.orderHash(JobId.wrap(99)), 0);
+        JobId other = buy(2, 4);
+        bytes32 wrong = market.orderHash(other);
+        assertNotEq(wrong, order);
+        vm.expectRevert(abi.encodeWithSelector(IMarket.OrderMismatch.selector, id, wrong, order));
+        vm.prank(nora);
+        market.submitResult(id, wrong, tokens(4), ROOT);
     }
 
     function test_submitResult_twice() public {
@@ -119,7 +136,7 @@ contract MarketServeTest is Fixture {
 
     function test_expire_open() public {
         vm.prank(uma);
-        id = market.createJob(modelId, address(0), tokens(3), 4, 50 ether);
+        id = market.createJob(modelId, address(0), tokens(3), 4, 50 ether, 0, 0);
         uint40 deadline = market.job(id).deadline;
         vm.warp(deadline);
         vm.expectRevert(abi.encodeWithSelector(IMarket.TooEarly.selector, id, deadline, deadline));
@@ -312,7 +329,7 @@ contract MarketServeTest is Fixture {
         vm.prank(nora);
         nodes.setAsk(modelId, 0, 0, 100);
         vm.prank(nora);
-        id = market.createJob(modelId, nora, tokens(1), 1, 0);
+        id = market.createJob(modelId, nora, tokens(1), 1, 0, 0, 0);
         submit(id, 1, ROOT);
         asChallenges();
         market.slash(id);

@@ -56,6 +56,26 @@ contract ModelsTest is Test {
         return models.register(manifest, program, "ipfs://hint");
     }
 
+    /// A model samples if its head exports a SAMPLE; one in a block or one that is not exported makes none.
+    function test_samples() public {
+        assertFalse(models.samples(register(TinyModel.manifest(), TinyModel.program())));
+        bytes[] memory head = TinyModel.section(2);
+        head[1] = patched(head[1], 0, hex"20");
+        assertTrue(registered(TinyModel.section(1), head));
+        head[1] = patched(head[1], 2, hex"00");
+        assertFalse(registered(TinyModel.section(1), head));
+        bytes[] memory blocks = TinyModel.section(1);
+        blocks[2] = patched(blocks[2], 0, hex"20");
+        assertFalse(registered(blocks, TinyModel.section(2)));
+        vm.expectRevert(abi.encodeWithSelector(IModels.UnknownModel.selector, bytes32("?")));
+        models.samples("?");
+    }
+
+    function registered(bytes[] memory blocks, bytes[] memory head) internal returns (bool) {
+        (bytes memory manifest, bytes memory program) = build(TinyModel.section(0), blocks, head, TinyModel.manifest());
+        return models.samples(register(manifest, program));
+    }
+
     // ------------------------------------------------------------------------------------------------- register
 
     function test_register() public {
@@ -147,9 +167,9 @@ contract ModelsTest is Test {
         expectField("layers", AT_LAYERS, hex"ffff", 65535, 1, 65534);
         expectField("vocab", AT_VOCAB, hex"00000000", 0, 1, type(uint32).max);
         expectField("maxPositions", AT_POSITIONS, hex"00000000", 0, 1, type(uint32).max);
-        expectField("embedOps", AT_OPS, hex"0000", 0, 1, 64);
-        expectField("blockOps", AT_OPS + 2, hex"0041", 65, 1, 64);
-        expectField("headOps", AT_OPS + 4, hex"0000", 0, 1, 64);
+        expectField("embedOps", AT_OPS, hex"0000", 0, 1, 96);
+        expectField("blockOps", AT_OPS + 2, hex"0061", 97, 1, 96);
+        expectField("headOps", AT_OPS + 4, hex"0000", 0, 1, 96);
     }
 
     function test_register_stops() public {
@@ -219,8 +239,8 @@ contract ModelsTest is Test {
     }
 
     function test_register_badHead() public {
-        expectBad(1, 0, 0, hex"00", "opcode", 0, 22);
-        expectBad(2, 1, 0, hex"16", "opcode", 22, 22);
+        expectBad(1, 0, 0, hex"00", "opcode", 0, 33);
+        expectBad(2, 1, 0, hex"21", "opcode", 33, 33);
         expectBad(0, 0, 1, hex"04", "element type", 4, 4);
         expectBad(1, 2, 2, hex"02", "flags", 2, 2);
         expectBad(1, 2, 4, hex"00000000", "shape", 0, 0);

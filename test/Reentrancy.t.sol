@@ -48,12 +48,12 @@ contract ReentrancyTest is Fixture {
 
     function open() internal returns (JobId id) {
         vm.prank(uma);
-        id = market.createJob(modelId, address(0), tokens(1), 1, 10 ether);
+        id = market.createJob(modelId, address(0), tokens(1), 1, 10 ether, 0, 0);
     }
 
     function test_createJob() public {
         bytes[4] memory calls = [
-            abi.encodeCall(IMarket.createJob, (modelId, address(0), tokens(1), 1, 0)),
+            abi.encodeCall(IMarket.createJob, (modelId, address(0), tokens(1), 1, 0, 0, 0)),
             abi.encodeCall(IMarket.withdraw, ()),
             abi.encodeCall(IMarket.expire, (JobId.wrap(1))),
             abi.encodeCall(IMarket.finalize, (JobId.wrap(1)))

@@ -34,6 +34,8 @@ interface IMarket {
     ///     5  layersRoot
     ///     6  escrow u128 | bond u128
     ///     7  perInputToken u128 | perOutputToken u128
+    ///     8  sampling (written unless the job is greedy)
+    ///     9  seed (written if the job samples with a temperature)
     struct Job {
         address user;
         JobState state;
@@ -50,6 +52,8 @@ interface IMarket {
         uint128 bond;
         uint128 perInputToken;
         uint128 perOutputToken;
+        uint256 sampling; // u32 each from the lowest bits up: inverse temperature, top-k, top-p, min distance, penalty; 0: greedy
+        bytes32 seed; // of the noise; zero without a temperature
     }
 
     /// @notice What a challenge needs of a job: half of its slots.
@@ -81,6 +85,8 @@ interface IMarket {
         bytes32 modelId,
         uint32 maxNew,
         uint128 escrow,
+        uint256 sampling,
+        bytes32 seed,
         bytes promptTokens
     );
     event JobAccepted(JobId indexed jobId, address indexed node, uint128 bond, uint40 deadline);
@@ -129,6 +135,13 @@ interface IMarket {
     error TooManyPositions(uint256 positions, uint256 limit);
     /// @notice The model has no such token.
     error TokenOutOfVocabulary(uint256 index, uint32 token, uint32 vocab);
+    /// @notice A sampling parameter is outside its range, or bits above the parameters are set.
+    /// @param index the parameter, counted from the lowest bits; 5: the bits above
+    error BadSampling(uint256 index, uint256 actual, uint256 min, uint256 max);
+    /// @notice The model selects greedily; ask without sampling parameters.
+    error GreedyModel(bytes32 modelId);
+    /// @notice The answer was computed for another order: a reorganisation may have given the job's id to another.
+    error OrderMismatch(JobId jobId, bytes32 actual, bytes32 expected);
     /// @notice The node does not offer this model.
     error NotOffered(address node, bytes32 modelId);
     /// @notice The node offers fewer tokens than prompt and output take.
@@ -157,9 +170,17 @@ interface IMarket {
     /// @param promptTokens big-endian u32 each
     /// @param maxNew tokens of the longest answer
     /// @param maxPrice ceiling for the prompt and the longest answer together
-    function createJob(bytes32 modelId, address node, bytes calldata promptTokens, uint32 maxNew, uint128 maxPrice)
-        external
-        returns (JobId);
+    /// @param sampling the parameters of docs/instruction-set.md ("Sampling"), packed; 0: greedy
+    /// @param userSeed the user's part of the seed; the rest is the block's
+    function createJob(
+        bytes32 modelId,
+        address node,
+        bytes calldata promptTokens,
+        uint32 maxNew,
+        uint128 maxPrice,
+        uint256 sampling,
+        bytes32 userSeed
+    ) external returns (JobId);
 
     /// @notice Takes an open job at the caller's ask; locks its bond.
     function acceptJob(JobId jobId) external;
@@ -168,9 +189,10 @@ interface IMarket {
     function cancelJob(JobId jobId) external;
 
     /// @notice The node posts its answer and the root of its trace. Opens the challenge window.
+    /// @param order what the answer was computed for: the job's `orderHash`
     /// @param outputTokens big-endian u32 each
     /// @param layersRoot the tree over the layers' roots
-    function submitResult(JobId jobId, bytes calldata outputTokens, bytes32 layersRoot) external;
+    function submitResult(JobId jobId, bytes32 order, bytes calldata outputTokens, bytes32 layersRoot) external;
 
     /// @notice Ends a job that nobody accepted, or whose node is late: then the penalty goes to the user. Anybody may call.
     function expire(JobId jobId) external;
@@ -197,6 +219,9 @@ interface IMarket {
 
     /// @notice The parameters of this deployment.
     function params() external view returns (Params memory);
+
+    /// @notice The hash of all that an answer depends on: model, prompt, longest answer, sampling, seed. Zero if there is no such job.
+    function orderHash(JobId jobId) external view returns (bytes32);
 
     /// @notice The hash that binds model, prompt, answer and trace of a submitted job; zero before.
     function traceRoot(JobId jobId) external view returns (bytes32);

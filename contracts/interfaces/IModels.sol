@@ -80,6 +80,9 @@ interface IModels {
     /// @notice The part of `shape` that a job needs. Reverts for an unknown model.
     function dimensions(bytes32 modelId) external view returns (uint16 layers, uint32 vocab, uint32 maxPositions);
 
+    /// @notice Whether the head exports a SAMPLE, so that jobs may have sampling parameters. Reverts for an unknown model.
+    function samples(bytes32 modelId) external view returns (bool);
+
     /// @notice The part of `shape` that an opening needs. Reverts for an unknown model or section.
     /// @param which 0 embedding, 1 block, 2 head
     function section(bytes32 modelId, uint8 which)

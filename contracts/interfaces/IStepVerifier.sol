@@ -10,6 +10,8 @@ struct TraceContext {
     bytes32 outputHash;
     uint32 nIn;
     uint32 nOut;
+    uint256 sampling; // as the job has it; valid
+    bytes32 seed;
 }
 
 /// @notice Names one element of one operator's output.
@@ -36,7 +38,7 @@ struct Witness {
     bytes32[] descriptorProof;
     bytes page; // the page of the claimed tensor with the claimed element
     bytes32[] pageProof;
-    uint32 hint; // SELECT: the index held against the claimed one; zero where it is not read
+    uint32 hint; // SELECT, SAMPLE: the index held against the claimed one; zero where it is not read
     Read[] reads; // in the order in which the opcode reads
 }
 

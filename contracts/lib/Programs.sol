@@ -28,13 +28,15 @@ library Programs {
         uint256 exportMask;
         uint256 exports;
         uint256 largestTensor; // bytes
+        bool samples; // exports a SAMPLE
     }
 
     uint8 internal constant EMBEDDING = 0;
     uint8 internal constant BLOCK = 1;
     uint8 internal constant HEAD = 2;
 
-    uint256 internal constant LAST_OPCODE = 21;
+    uint256 internal constant LAST_OPCODE = 32;
+    uint256 internal constant SAMPLE = 32;
 
     /// @notice the section that a layer runs
     function sectionOf(uint256 layer, uint256 layers) internal pure returns (uint8) {
@@ -98,7 +100,8 @@ library Programs {
         // An opening carries the length as u32; the depth limit is far below it.
         if (largest > type(uint32).max) bad(section, k, "shape", largest, uint256(type(uint32).max) + 1);
         if (largest > s.largestTensor) s.largestTensor = largest;
-        return flags == 1;
+        exported = flags == 1;
+        if (exported && opcode == SAMPLE) s.samples = true;
     }
 
     function checkOperand(

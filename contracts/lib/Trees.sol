@@ -24,6 +24,7 @@ library Trees {
     uint8 internal constant TAG_DESCRIPTOR = 0x06;
     uint8 internal constant TAG_MANIFEST = 0x07;
     uint8 internal constant TAG_TOKENS = 0x08;
+    uint8 internal constant TAG_ORDER = 0x09;
 
     // ---------------------------------------------------------------------------------------------------- shape
 

@@ -95,12 +95,13 @@ abstract contract Fixture is Test {
     /// @notice a job that names nora
     function buy(uint32 nIn, uint32 maxNew) internal returns (JobId) {
         vm.prank(uma);
-        return market.createJob(modelId, nora, tokens(nIn), maxNew, type(uint128).max);
+        return market.createJob(modelId, nora, tokens(nIn), maxNew, type(uint128).max, 0, 0);
     }
 
     function submit(JobId jobId, uint32 nOut, bytes32 layersRoot) internal {
+        bytes32 order = market.orderHash(jobId);
         vm.prank(nora);
-        market.submitResult(jobId, tokens(nOut), layersRoot);
+        market.submitResult(jobId, order, tokens(nOut), layersRoot);
     }
 
     function submitted(TinyTrace trace) internal returns (JobId jobId) {

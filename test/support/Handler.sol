@@ -123,7 +123,7 @@ contract Handler is Test {
         uint128 ceiling = uint128(bound(extra, 50 ether, 80 ether));
         (bytes memory prompt, uint32 maxNew) = (tokensOf(truth.nIn()), truth.nOut());
         vm.prank(users[who % PEOPLE]);
-        market.createJob(modelId, node, prompt, maxNew, ceiling);
+        market.createJob(modelId, node, prompt, maxNew, ceiling, 0, 0);
     }
 
     /// Whether a node can take a job more: twice its price is locked, or the least.
@@ -173,8 +173,9 @@ contract Handler is Test {
         notes[id].lied = mood % 2 == 0;
         bytes32 root = traceOf(id).layersRoot();
         bytes memory output = tokensOf(truth.nOut());
+        bytes32 order = market.orderHash(JobId.wrap(id));
         vm.prank(market.job(JobId.wrap(id)).node);
-        market.submitResult(JobId.wrap(id), output, root);
+        market.submitResult(JobId.wrap(id), order, output, root);
     }
 
     /// A node answers the first demand it can; the liar as readily as the honest.

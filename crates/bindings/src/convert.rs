@@ -1,8 +1,8 @@
 //! Between the contracts' types and those of `commit`.
 
 use alloy::primitives::{B256, U256};
-use sworn_commit::{Hash, Manifest, TraceDims, witness};
-use sworn_isa::{Program, Section};
+use sworn_commit::{Hash, Manifest, RunParams, TraceDims, keccak, witness};
+use sworn_isa::{Program, Sampling, Section};
 
 use crate::{Claim, IMarket, JobState, ModelShape, Read, Target, TargetKind, TraceContext, Witness};
 
@@ -23,6 +23,25 @@ pub fn opening_id(job: U256, target: &Target) -> B256 {
 /// The sizes of a submitted job's trace, for a model with `layers` blocks; `None` before a result is there.
 pub fn job_dims(job: &IMarket::Job, layers: u16) -> Option<TraceDims> {
     (job.nIn > 0 && job.nOut > 0).then_some(TraceDims { layers, n_in: job.nIn, n_out: job.nOut })
+}
+
+/// How a run samples, from the words of a job or its event; `None` for a word that no valid parameters give (the market
+/// admits none).
+pub fn run_params(sampling: U256, seed: B256) -> Option<RunParams> {
+    Some(RunParams { sampling: Sampling::unpack(&sampling.to_be_bytes())?, seed: seed.0 })
+}
+
+/// The parameters as the word that `createJob` takes.
+pub fn sampling_word(sampling: &Sampling) -> U256 {
+    U256::from_be_bytes(sampling.pack())
+}
+
+/// What an answer depends on, as `IMarket.orderHash` computes it: `submitResult` names the order that the answer was computed for.
+pub fn order_hash(model: B256, input_hash: Hash, max_new: u32, run: &RunParams) -> B256 {
+    const TAG_ORDER: u8 = 0x09;
+    let seed = if run.sampling.inverse_temperature == 0 { Hash::default() } else { run.seed };
+    let parts: [&[u8]; 6] = [&[TAG_ORDER], &model.0, &input_hash, &max_new.to_be_bytes(), &run.sampling.pack(), &seed];
+    keccak(&parts).into()
 }
 
 impl Target {
@@ -77,6 +96,7 @@ impl TraceContext {
         layers_root: sworn_commit::Hash,
         input_hash: sworn_commit::Hash,
         output_hash: sworn_commit::Hash,
+        run: &RunParams,
     ) -> Self {
         TraceContext {
             layersRoot: layers_root.into(),
@@ -84,6 +104,8 @@ impl TraceContext {
             outputHash: output_hash.into(),
             nIn: dims.n_in,
             nOut: dims.n_out,
+            sampling: sampling_word(&run.sampling),
+            seed: run.seed.into(),
         }
     }
 
@@ -95,6 +117,8 @@ impl TraceContext {
             outputHash: job.outputHash,
             nIn: job.nIn,
             nOut: job.nOut,
+            sampling: job.sampling,
+            seed: job.seed,
         }
     }
 }

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use alloy::primitives::{B256, U256};
-use sworn_bindings::{IChallenges, IMarket, Target};
+use sworn_bindings::{IChallenges, IMarket, Target, order_hash};
 use sworn_chain::{Intent, Sender};
-use sworn_commit::{TraceDims, TraceTree, sequence};
+use sworn_commit::{RunParams, TraceDims, TraceTree, sequence};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{self, Opened};
@@ -126,10 +126,13 @@ impl Shared {
         match action {
             Action::Execute(id) => self.execute(id).await,
             Action::Submit(id) => {
-                let Some((_, answer)) = self.answered(id)? else { return Ok(()) };
+                let Some((record, answer)) = self.answered(id)? else { return Ok(()) };
                 let tokens = sequence::encode(&answer.tokens);
+                let job = &record.job;
+                let input = sequence::hash(&job.prompt);
                 let call = IMarket::submitResultCall {
                     jobId: id,
+                    order: order_hash(job.model, input, job.max_new, &RunParams::default()),
                     outputTokens: tokens.into(),
                     layersRoot: answer.layers_root,
                 };

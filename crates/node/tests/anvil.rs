@@ -140,6 +140,8 @@ impl World {
             promptTokens: sequence::encode(prompt).into(),
             maxNew: max_new,
             maxPrice: UNIT,
+            sampling: U256::ZERO,
+            userSeed: B256::ZERO,
         };
         let id = self.user.chain().market().nextJobId().call().await.unwrap();
         self.user.send(&Intent::call(format!("buy/{name}"), self.net.deployment.market, &call)).await.unwrap();

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use alloy::network::{EthereumWallet, NetworkTransactionBuilder, TransactionBuilder};
-use alloy::primitives::{Address, Bytes, TxKind, U256, hex};
+use alloy::primitives::{Address, B256, Bytes, TxKind, U256, hex};
 use alloy::providers::{Provider, ProviderBuilder};
 use alloy::rpc::types::TransactionRequest;
 use alloy::signers::k256::elliptic_curve::rand_core::OsRng;
@@ -397,6 +397,8 @@ impl Actor {
             promptTokens: sworn_commit::sequence::encode(prompt).into(),
             maxNew: max_new,
             maxPrice: max_price,
+            sampling: U256::ZERO,
+            userSeed: B256::ZERO,
         };
         let key = format!("ask/{node}/{}", sworn_commit::keccak(&[&call.abi_encode()]).map(|b| b.to_string()).concat());
         let receipt = self.send(&key, market, &call).await?;

@@ -13,9 +13,11 @@ use revm::context::{BlockEnv, CfgEnv, TxEnv};
 use revm::database::{CacheDB, EmptyDB};
 use revm::primitives::hardfork::SpecId;
 use revm::{Context, ExecuteCommitEvm, MainBuilder, MainContext};
-use sworn_bindings::{Claim, IChallenges, IDevToken, IERC20, IMarket, IModels, INodes, Revert, Target, Witness};
+use sworn_bindings::{
+    Claim, IChallenges, IDevToken, IERC20, IMarket, IModels, INodes, Revert, Target, Witness, order_hash,
+};
 use sworn_commit::witness::{self, Evidence, Inputs, PartialTree};
-use sworn_commit::{Hash, TraceDims, Tree, keccak, sequence, tensor, trace};
+use sworn_commit::{Hash, RunParams, TraceDims, Tree, keccak, sequence, tensor, trace};
 use sworn_engine::{Cpu, Replay, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, ModelStore, pull};
@@ -203,11 +205,14 @@ impl Seen {
             promptTokens: sequence::encode(prompt).into(),
             maxNew: 1,
             maxPrice: 1 << 40,
+            sampling: U256::ZERO,
+            userSeed: B256::ZERO,
         };
         let (used, job) = world.send(USER, world.market, &create);
         gas.insert("createJob", used);
         let submit = IMarket::submitResultCall {
             jobId: job,
+            order: order_hash(create.modelId, sequence::hash(prompt), create.maxNew, &RunParams::default()),
             outputTokens: sequence::encode(&output).into(),
             layersRoot: top.root().into(),
         };

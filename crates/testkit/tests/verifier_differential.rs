@@ -11,6 +11,7 @@ use revm::primitives::hardfork::SpecId;
 use revm::state::{AccountInfo, Bytecode};
 use revm::{Context, ExecuteEvm, MainBuilder, MainContext};
 use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
+use sworn_commit::RunParams;
 use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, cases};
 use sworn_testkit::devnet::runtime_code;
@@ -52,7 +53,7 @@ fn call(fixture: &Fixture, element: u32) -> (IStepVerifier::judgeCall, i64, i64)
     let (claim, proof) = fixture.prove(element).unwrap();
     let [input, output] = fixture.sequences();
     let call = IStepVerifier::judgeCall {
-        trace: TraceContext::new(&fixture.dims, fixture.layers_root, input, output),
+        trace: TraceContext::new(&fixture.dims, fixture.layers_root, input, output, &RunParams::default()),
         model: ModelShape::of(&fixture.manifest, &fixture.program),
         claim: Claim::from(claim),
         witness: Witness::from(&proof.witness),

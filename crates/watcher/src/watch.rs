@@ -16,7 +16,7 @@ use sworn_bindings::IMarket::{self, IMarketEvents};
 use sworn_bindings::{self as sol, Deployment, Event, IERC20, ModelShape, TraceContext, opening_id};
 use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, Receipt, Seen, Sender, SenderOptions, Store};
 use sworn_commit::witness::Claim;
-use sworn_commit::{Hash, TraceTree, sequence};
+use sworn_commit::{Hash, RunParams, TraceTree, sequence};
 use sworn_engine::Backend;
 use sworn_isa::SectionKind;
 use tokio::sync::{Semaphore, mpsc};
@@ -580,7 +580,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             let model = executor.model();
             let shape = ModelShape::of(model.manifest(), model.program());
             let (input, output) = (sequence::hash(&job.prompt), sequence::hash(&job.output));
-            let context = TraceContext::new(&game.dims, game.layers_root, input, output);
+            let context = TraceContext::new(&game.dims, game.layers_root, input, output, &RunParams::default());
             let (chain, deployment) = (self.chain.clone(), self.config.deployment.clone());
             self.fetch(id, async move {
                 let call = sol::IStepVerifier::judgeCall {

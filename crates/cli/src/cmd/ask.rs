@@ -218,6 +218,8 @@ pub(crate) async fn buy(account: &Account, order: &Order) -> Result<Bought> {
         promptTokens: sequence::encode(&order.prompt).into(),
         maxNew: order.max_new,
         maxPrice: order.max_price,
+        sampling: U256::ZERO,
+        userSeed: B256::ZERO,
     };
     let receipt = account.send(chain.deployment().market, &call).await?;
     let job = chain.events_of(receipt.hash).await?.into_iter().find_map(|event| match event {

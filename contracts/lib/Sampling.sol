@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+pragma solidity ^0.8.28;
+
+import {IMarket} from "../interfaces/IMarket.sol";
+
+/// @title Sampling
+/// @notice The sampling parameters of a job: docs/instruction-set.md ("Sampling").
+library Sampling {
+    uint256 private constant PARAMETERS = 5;
+
+    /// @notice reverts unless every parameter of the word is in its range
+    function check(uint256 word) internal pure {
+        inRange(word, 0, 0, 1 << 20);
+        inRange(word, 1, 0, (1 << 20) - 1);
+        inRange(word, 2, 0, 1 << 16);
+        inRange(word, 3, 0, (1 << 24) - 1);
+        if (penalty(word) != 0) inRange(word, 4, 1 << 8, (1 << 16) - 1);
+        uint256 above = word >> (32 * PARAMETERS);
+        if (above != 0) revert IMarket.BadSampling(PARAMETERS, above, 0, 0);
+    }
+
+    function inRange(uint256 word, uint256 index, uint256 min, uint256 max) private pure {
+        uint256 p = parameter(word, index);
+        if (p < min || p > max) revert IMarket.BadSampling(index, p, min, max);
+    }
+
+    function parameter(uint256 word, uint256 index) private pure returns (uint256) {
+        unchecked {
+            return uint32(word >> (32 * index));
+        }
+    }
+
+    /// @notice 1/temperature in Q12; 0: no noise
+    function inverseTemperature(uint256 word) internal pure returns (uint256) {
+        return parameter(word, 0);
+    }
+
+    /// @notice only the so many most likely tokens; 0: all
+    function topK(uint256 word) internal pure returns (uint256) {
+        return parameter(word, 1);
+    }
+
+    /// @notice only the most likely tokens that together have this probability, Q16; 0: all
+    function topP(uint256 word) internal pure returns (uint256) {
+        return parameter(word, 2);
+    }
+
+    /// @notice only tokens whose logit is at most this far below the largest, Q14; 0: all
+    function minDistance(uint256 word) internal pure returns (uint256) {
+        return parameter(word, 3);
+    }
+
+    /// @notice of logits of tokens that were there lately, Q12; 0: none
+    function penalty(uint256 word) internal pure returns (uint256) {
+        return parameter(word, 4);
+    }
+}
