@@ -8,15 +8,14 @@ mod dequantise;
 mod parse;
 mod types;
 
-use std::{collections::BTreeMap, fs::File, path::Path};
+use std::{collections::BTreeMap, path::Path};
 
-use memmap2::Mmap;
 use parse::parse;
 pub use types::TensorType;
 
 use crate::{
     error::{ModelError, Result},
-    source::RowBlocks,
+    source::{MappedFile, RowBlocks},
 };
 
 /// A metadata value.
@@ -67,16 +66,10 @@ pub struct TensorInfo {
     row_bytes: usize,
 }
 
-#[derive(Debug)]
-enum Backing {
-    Map(Mmap),
-    Memory(Vec<u8>),
-}
-
 /// An open GGUF file.
 #[derive(Debug)]
 pub struct Gguf {
-    backing: Backing,
+    file: MappedFile,
     metadata: BTreeMap<String, Value>,
     tensors: BTreeMap<String, TensorInfo>,
 }
@@ -87,20 +80,11 @@ impl Gguf {
     /// # Errors
     /// Names the first thing that is damaged or not supported.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let file = File::open(path).map_err(ModelError::io("opening", path))?;
-        let meta = file.metadata().map_err(ModelError::io("reading", path))?;
-        if !meta.is_file() {
-            return Err(ModelError::Argument(format!("{} is not a file; name the .gguf file itself", path.display())));
-        }
-        if meta.len() == 0 {
+        let file = MappedFile::open(path.as_ref())?;
+        if file.bytes().is_empty() {
             return Err(ModelError::Gguf("the file is empty".into()));
         }
-        // SAFETY: the map is read-only and private to this process; a file that another process truncates meanwhile ends
-        // this one with SIGBUS, as with any memory-mapped model, and cannot lead to a wrong id (the bytes are hashed as read).
-        let map = unsafe { Mmap::map(&file) }.map_err(ModelError::io("mapping", path))?;
-        let (metadata, tensors) = parse(&map)?;
-        Ok(Gguf { backing: Backing::Map(map), metadata, tensors })
+        Self::parsed(file)
     }
 
     /// Like [`Self::open`], of a file's bytes in memory.
@@ -108,16 +92,17 @@ impl Gguf {
     /// # Errors
     /// As [`Self::open`].
     pub fn from_bytes(bytes: Vec<u8>) -> Result<Self> {
-        let (metadata, tensors) = parse(&bytes)?;
-        Ok(Gguf { backing: Backing::Memory(bytes), metadata, tensors })
+        Self::parsed(MappedFile::Memory(bytes))
+    }
+
+    fn parsed(file: MappedFile) -> Result<Self> {
+        let (metadata, tensors) = parse(file.bytes())?;
+        Ok(Gguf { file, metadata, tensors })
     }
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        match &self.backing {
-            Backing::Map(m) => m,
-            Backing::Memory(v) => v,
-        }
+        self.file.bytes()
     }
 
     /// Every metadata key with its value.
@@ -208,6 +193,18 @@ impl Gguf {
             None => Ok(None),
             Some(Value::Ints(v)) => Ok(Some(v)),
             Some(v) => Err(kind_error(key, v, "a list of integers")),
+        }
+    }
+
+    /// A list of numbers of the metadata.
+    ///
+    /// # Errors
+    /// The value has another kind.
+    pub fn floats(&self, key: &str) -> Result<Option<&[f32]>> {
+        match self.metadata.get(key) {
+            None => Ok(None),
+            Some(Value::Floats(v)) => Ok(Some(v)),
+            Some(v) => Err(kind_error(key, v, "a list of numbers")),
         }
     }
 

@@ -61,6 +61,11 @@ impl Architecture {
         matches!(self, Self::Gemma | Self::Gemma2)
     }
 
+    /// Whether the gains of its norms lack a one in Hugging Face's files; GGUF's have it added.
+    pub(crate) const fn adds_one_to_gains(self) -> bool {
+        self.is_gemma()
+    }
+
     const fn activation(self) -> Activation {
         if self.is_gemma() { Activation::GeluTanh } else { Activation::Silu }
     }

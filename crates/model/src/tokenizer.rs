@@ -1,220 +1,24 @@
 //! Text to tokens and back.
 //!
-//! The `tokenizers` library does the encoding, from a `tokenizer.json` that is built here with deterministic bytes (its hash
-//! is part of the model id). Decoding is a table of each token's bytes, so that text can be streamed as it is generated.
+//! The `tokenizers` library does the encoding, from a `tokenizer.json`: a Hugging Face directory's own, or one that is built here
+//! of a GGUF's vocabulary with deterministic bytes (its hash is part of the model id). Decoding is a table of each token's bytes,
+//! so that text can be streamed as it is generated.
+
+mod file;
+mod pretokenizer;
+mod sentencepiece;
+mod spelling;
+mod vocabulary;
 
 use std::collections::HashSet;
 
-use serde::{
-    Serialize, Serializer,
-    ser::{SerializeMap, SerializeSeq},
-};
-use serde_json::json;
+pub use pretokenizer::PreTokenizer;
+pub use sentencepiece::SentencePiece;
+use spelling::Spelling;
+pub use vocabulary::Vocabulary;
+pub(crate) use vocabulary::byte_characters;
 
 use crate::error::{ModelError, Result};
-
-/// Kind of a token in a GGUF.
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
-
-/// The 256 characters that stand for bytes in a byte-level vocabulary: printable ones for themselves, the others moved up.
-pub(crate) fn byte_characters() -> [char; 256] {
-    let mut table = ['\0'; 256];
-    let mut next = 256u32;
-    for b in 0..=255u8 {
-        let printable = matches!(b, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-        table[b as usize] = if printable {
-            char::from(b)
-        } else {
-            next += 1;
-            char::from_u32(next - 1).unwrap_or('\u{FFFD}')
-        };
-    }
-    table
-}
-
-/// How text is cut into words before byte-pair encoding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PreTokenizer {
-    /// GPT-2's pattern.
-    Gpt2,
-    /// Single digits, then GPT-2's pattern.
-    SmolLm,
-    /// Llama 3's pattern: digits in threes.
-    Llama3,
-    /// Qwen 2's pattern: Llama 3's with single digits.
-    Qwen2,
-}
-
-impl PreTokenizer {
-    /// By the name that GGUF files use.
-    ///
-    /// # Errors
-    /// The name is not known.
-    pub fn from_name(name: &str) -> Result<Self> {
-        Ok(match name {
-            "gpt-2" | "gpt2" | "default" => Self::Gpt2,
-            "smollm" => Self::SmolLm,
-            "llama-bpe" | "llama3" | "llama-v3" => Self::Llama3,
-            "qwen2" => Self::Qwen2,
-            other => {
-                return Err(ModelError::unsupported(
-                    format!("pre-tokenizer {other:?}"),
-                    "supported are gpt-2, default, smollm, llama-bpe, qwen2",
-                ));
-            }
-        })
-    }
-
-    fn to_json(self) -> serde_json::Value {
-        let byte_level = |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let split = |digits: &str| {
-            let regex = format!(
-                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-            );
-            json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
-        };
-        let sequence = |parts: [serde_json::Value; 2]| json!({"type": "Sequence", "pretokenizers": parts});
-        match self {
-            Self::Gpt2 => byte_level(true),
-            Self::SmolLm => sequence([json!({"type": "Digits", "individual_digits": true}), byte_level(true)]),
-            Self::Llama3 => sequence([split(r"\p{N}{1,3}"), byte_level(false)]),
-            Self::Qwen2 => sequence([split(r"\p{N}"), byte_level(false)]),
-        }
-    }
-}
-
-/// A byte-level BPE vocabulary.
-#[derive(Clone, Debug)]
-pub struct Vocabulary<'a> {
-    /// Tokens by id.
-    pub tokens: &'a [String],
-    /// Kinds by id, as GGUF numbers them; 3 are control tokens, 4 are defined by the user.
-    pub kinds: &'a [i64],
-    /// Merges in order of their rank, the two halves separated by a space.
-    pub merges: &'a [String],
-    /// How text is cut.
-    pub pre: PreTokenizer,
-    /// The token for characters that have none.
-    pub unknown: Option<u32>,
-}
-
-impl Vocabulary<'_> {
-    /// The `tokenizer.json` of this vocabulary.
-    ///
-    /// # Errors
-    /// Tokens or merges contradict each other.
-    pub fn to_json(&self) -> Result<Vec<u8>> {
-        let bad = |what: String| ModelError::Gguf(format!("tokenizer: {what}"));
-        if self.kinds.len() != self.tokens.len() {
-            return Err(bad(format!("{} tokens with {} kinds", self.tokens.len(), self.kinds.len())));
-        }
-        let mut seen = HashSet::with_capacity(self.tokens.len());
-        for (id, t) in self.tokens.iter().enumerate() {
-            if t.is_empty() || !seen.insert(t.as_str()) {
-                return Err(bad(format!("token {id} ({t:?}) is empty or occurs twice")));
-            }
-        }
-        let mut merges = Vec::with_capacity(self.merges.len());
-        for m in self.merges {
-            let (a, b) = m.split_once(' ').ok_or_else(|| bad(format!("merge {m:?} is not a pair")))?;
-            let known = seen.contains(a) && seen.contains(b) && seen.contains(format!("{a}{b}").as_str());
-            if !known {
-                return Err(bad(format!("merge {m:?} uses a token that does not exist")));
-            }
-            merges.push((a, b));
-        }
-        let unknown = match self.unknown {
-            None => None,
-            Some(id) => {
-                Some(self.tokens.get(id as usize).ok_or_else(|| bad(format!("unknown token {id} does not exist")))?)
-            }
-        };
-        let added: Vec<_> = (0..self.tokens.len())
-            .filter(|id| matches!(self.kinds[*id], CONTROL | USER_DEFINED))
-            .map(|id| {
-                json!({"id": id, "content": self.tokens[id], "single_word": false, "lstrip": false, "rstrip": false,
-                       "normalized": false, "special": self.kinds[id] == CONTROL})
-            })
-            .collect();
-        let file = TokenizerFile {
-            version: "1.0",
-            truncation: (),
-            padding: (),
-            added_tokens: added,
-            normalizer: (self.pre == PreTokenizer::Qwen2).then(|| json!({"type": "NFC"})),
-            pre_tokenizer: self.pre.to_json(),
-            post_processor: (),
-            decoder: json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}),
-            model: Bpe {
-                kind: "BPE",
-                dropout: (),
-                unk_token: unknown.map(String::as_str),
-                continuing_subword_prefix: (),
-                end_of_word_suffix: (),
-                fuse_unk: false,
-                byte_fallback: false,
-                ignore_merges: self.pre == PreTokenizer::Llama3,
-                vocab: InOrder(self.tokens),
-                merges: Pairs(&merges),
-            },
-        };
-        serde_json::to_vec(&file).map_err(|e| ModelError::Tokenizer(e.to_string()))
-    }
-}
-
-#[derive(Serialize)]
-struct TokenizerFile<'a> {
-    version: &'static str,
-    truncation: (),
-    padding: (),
-    added_tokens: Vec<serde_json::Value>,
-    normalizer: Option<serde_json::Value>,
-    pre_tokenizer: serde_json::Value,
-    post_processor: (),
-    decoder: serde_json::Value,
-    model: Bpe<'a>,
-}
-
-#[derive(Serialize)]
-struct Bpe<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    dropout: (),
-    unk_token: Option<&'a str>,
-    continuing_subword_prefix: (),
-    end_of_word_suffix: (),
-    fuse_unk: bool,
-    byte_fallback: bool,
-    ignore_merges: bool,
-    vocab: InOrder<'a>,
-    merges: Pairs<'a>,
-}
-
-/// Tokens as a map to their ids, in order of the ids: the bytes must not depend on a hash map.
-struct InOrder<'a>(&'a [String]);
-
-impl Serialize for InOrder<'_> {
-    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut m = s.serialize_map(Some(self.0.len()))?;
-        for (id, t) in self.0.iter().enumerate() {
-            m.serialize_entry(t, &id)?;
-        }
-        m.end()
-    }
-}
-
-struct Pairs<'a>(&'a [(&'a str, &'a str)]);
-
-impl Serialize for Pairs<'_> {
-    fn serialize<S: Serializer>(&self, s: S) -> std::result::Result<S::Ok, S::Error> {
-        let mut q = s.serialize_seq(Some(self.0.len()))?;
-        for p in self.0 {
-            q.serialize_element(p)?;
-        }
-        q.end()
-    }
-}
 
 /// A loaded tokenizer.
 pub struct Tokenizer {
@@ -224,6 +28,8 @@ pub struct Tokenizer {
     /// Token `i` is `bytes[starts[i]..starts[i + 1]]`.
     starts: Vec<u32>,
     special: HashSet<u32>,
+    /// Whether a space at the very beginning of a decoded text is dropped: the encoder put it there.
+    drops_space: bool,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -233,39 +39,36 @@ impl std::fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Loads a `tokenizer.json` of a byte-level BPE.
+    /// Loads a `tokenizer.json` of a byte-level or a SentencePiece BPE.
     ///
     /// # Errors
     /// The file is damaged or of another kind.
     pub fn from_json(json: &[u8]) -> Result<Self> {
-        let inner = tokenizers::Tokenizer::from_bytes(json)
-            .map_err(|e| ModelError::Tokenizer(format!("{} cannot be read: {e}", crate::directory::TOKENIZER)))?;
+        let unread = |e: &dyn std::fmt::Display| {
+            ModelError::Tokenizer(format!("{} cannot be read: {e}", crate::directory::TOKENIZER))
+        };
+        // Read as plain JSON first: the library does not expect a decoder that is none.
+        let file: serde_json::Value = serde_json::from_slice(json).map_err(|e| unread(&e))?;
+        let spelling = Spelling::of(&file["decoder"])?;
+        drop(file);
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| unread(&e))?;
+        // Published files may carry settings of somebody's training: a prompt is neither cut nor filled up.
+        inner.with_truncation(None).map_err(|e| unread(&e))?.with_padding(None);
         let added = inner.get_added_tokens_decoder();
         let mut vocab: Vec<(u32, String)> = inner.get_vocab(true).into_iter().map(|(t, id)| (id, t)).collect();
         vocab.sort_unstable();
-        let byte_of: std::collections::HashMap<char, u8> = byte_characters().into_iter().zip(0..=255u8).collect();
         let (mut bytes, mut starts) = (Vec::new(), vec![0]);
         for (i, (id, token)) in vocab.iter().enumerate() {
             if *id as usize != i {
                 return Err(ModelError::Tokenizer(format!("token {i} is missing or occurs twice")));
             }
-            if added.contains_key(id) {
-                bytes.extend(token.as_bytes());
-            } else {
-                for c in token.chars() {
-                    match byte_of.get(&c) {
-                        Some(b) => bytes.push(*b),
-                        // A token outside the byte alphabet stands for itself.
-                        None => bytes.extend(c.encode_utf8(&mut [0; 4]).as_bytes()),
-                    }
-                }
-            }
+            spelling.spell(token, added.contains_key(id), &mut bytes);
             starts.push(
                 u32::try_from(bytes.len()).map_err(|_| ModelError::Tokenizer("the vocabulary is too large".into()))?,
             );
         }
         let special = added.iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
-        Ok(Tokenizer { inner, bytes, starts, special })
+        Ok(Tokenizer { inner, bytes, starts, special, drops_space: spelling.drops_space() })
     }
 
     /// Tokens there are.
@@ -287,6 +90,23 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The token that the file itself puts before every text, if it does.
+    pub(crate) fn prefix(&self) -> Result<Option<u32>> {
+        let ids = |special| -> Result<Vec<u32>> {
+            let encoding = self.inner.encode_fast("a", special).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+            Ok(encoding.get_ids().to_vec())
+        };
+        let (bare, whole) = (ids(false)?, ids(true)?);
+        Ok(whole.first().copied().filter(|_| whole.len() > bare.len() && whole.first() != bare.first()))
+    }
+
+    /// Ids of the control tokens, in ascending order.
+    pub(crate) fn special(&self) -> Vec<u32> {
+        let mut ids: Vec<u32> = self.special.iter().copied().collect();
+        ids.sort_unstable();
+        ids
+    }
+
     /// The id of a token by its spelling in the vocabulary.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
@@ -305,7 +125,8 @@ impl Tokenizer {
         self.special.contains(&id)
     }
 
-    /// The text of tokens, with or without the special ones. Bytes that are no UTF-8 become U+FFFD.
+    /// The text of tokens, with or without the special ones. Bytes that are no UTF-8 become U+FFFD. The space that a vocabulary
+    /// of the SentencePiece kind begins every text with is not part of it.
     pub fn decode(&self, ids: &[u32], with_special: bool) -> String {
         let mut stream = self.stream(with_special);
         let mut text: String = ids.iter().map(|id| stream.push(*id)).collect();
@@ -315,7 +136,7 @@ impl Tokenizer {
 
     /// Decodes token by token.
     pub fn stream(&self, with_special: bool) -> TextStream<'_> {
-        TextStream { tokenizer: self, with_special, pending: Vec::new() }
+        TextStream { tokenizer: self, with_special, at_start: self.drops_space, pending: Vec::new() }
     }
 }
 
@@ -325,6 +146,8 @@ impl Tokenizer {
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     with_special: bool,
+    /// Whether a space that comes now is dropped.
+    at_start: bool,
     /// The beginning of a character whose rest has not come yet: at most three bytes.
     pending: Vec<u8>,
 }
@@ -335,7 +158,12 @@ impl TextStream<'_> {
         if !self.with_special && self.tokenizer.is_special(id) {
             return String::new();
         }
-        self.pending.extend_from_slice(self.tokenizer.token_bytes(id));
+        let mut bytes = self.tokenizer.token_bytes(id);
+        if self.at_start && !bytes.is_empty() {
+            bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
+            self.at_start = false;
+        }
+        self.pending.extend_from_slice(bytes);
         let mut text = String::new();
         let mut rest = &self.pending[..];
         loop {
@@ -378,7 +206,7 @@ mod tests {
         tokens.extend(byte_characters().map(String::from));
         tokens.extend(["in", "ing", "Ġt"].map(String::from));
         let mut kinds = vec![1; tokens.len()];
-        kinds[0] = CONTROL;
+        kinds[0] = file::kind::CONTROL;
         (tokens, kinds, ["i n", "in g", "Ġ t"].map(String::from).to_vec())
     }
 

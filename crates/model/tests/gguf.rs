@@ -114,12 +114,12 @@ fn unsupported_files_say_what_and_what_instead() {
         f
     };
     let text = |s: &str| Meta::Text(s.to_owned());
-    refused(&with("general.architecture", text("qwen2")), "supported is \"llama\"");
-    refused(&with("tokenizer.ggml.model", text("llama")), "byte-level BPE");
-    refused(&with("tokenizer.ggml.pre", text("tekken")), "smollm, llama-bpe");
+    refused(&with("general.architecture", text("phi3")), "supported are llama");
+    refused(&with("tokenizer.ggml.model", text("bert")), "byte-level BPE");
+    refused(&with("tokenizer.ggml.pre", text("bloom")), "smollm, llama-bpe");
     refused(&with("llama.expert_count", Meta::U32(8)), "dense model");
     refused(&with("llama.rope.dimension_count", Meta::U32(8)), "whole heads");
-    refused(&with("llama.rope.scaling.type", text("yarn")), "rope_freqs.weight");
+    refused(&with("llama.rope.scaling.type", text("longrope")), "rope_freqs.weight");
     refused(&with("llama.attention.head_count_kv", Meta::U32(3)), "key/value heads");
     refused(&with("llama.attention.value_length", Meta::U32(8)), "value heads");
     refused(&with("tokenizer.ggml.eos_token_id", Meta::U32(99_999)), "outside of the vocabulary");
@@ -143,8 +143,8 @@ fn unsupported_files_say_what_and_what_instead() {
         refused(&f, "F32, F16, BF16, Q8_0, Q4_0, Q4_1");
     }
     let mut f = whole.clone();
-    f.tensors.push(Tensor { name: "blk.0.attn_q.bias".into(), dims: vec![32], dtype: 0, bytes: vec![0; 128] });
-    refused(&f, "blk.0.attn_q.bias");
+    f.tensors.push(Tensor { name: "blk.0.attn_q.lora_a".into(), dims: vec![32], dtype: 0, bytes: vec![0; 128] });
+    refused(&f, "blk.0.attn_q.lora_a");
     let mut f = whole.clone();
     f.tensor("blk.1.ffn_up.weight").bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
     refused(&f, "not finite");
