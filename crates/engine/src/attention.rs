@@ -5,7 +5,6 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
 use sworn_isa::fixed::{bitlen, shift};
 
 use crate::kernels::{exp, mix_add, score};
@@ -43,21 +42,40 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// Attention of all heads of one position: `q` and `q_scales` by head, sums to `out` by head. `split` spreads the heads over
-/// the threads of the current pool.
-pub(crate) fn attend(c: &Context<'_>, q: &[i8], q_scales: &[i32], out: &mut [i32], split: bool, simd: Simd) {
-    // Splitting by single heads balances better than by key/value heads; sharing a key between heads is cheaper.
-    let heads = if split { 1 } else { c.shared };
-    let unit = |(u, out): (usize, &mut [i32])| {
-        let first = u * heads;
-        let q = &q[first * c.key_width..][..heads * c.key_width];
-        let scales = &q_scales[2 * first..][..2 * heads];
-        SCRATCH.with_borrow_mut(|s| simd.run(|| group(c, first / c.shared, q, scales, out, s, simd)));
-    };
-    if split {
-        out.par_chunks_mut(heads * c.value_width).enumerate().for_each(unit);
-    } else {
-        out.chunks_mut(heads * c.value_width).enumerate().for_each(unit);
+/// Some query heads of one position that read the same key/value head.
+pub(crate) struct Unit<'a, 'o> {
+    context: Context<'a>,
+    /// The key/value head.
+    from: usize,
+    q: &'a [i8],
+    q_scales: &'a [i32],
+    out: &'o mut [i32],
+}
+
+impl<'a, 'o> Unit<'a, 'o> {
+    /// Attention of all heads of one position in units of `together` heads, a divisor of the heads that share a key/value
+    /// head: `q` and `q_scales` by head, sums to `out` by head.
+    pub(crate) fn split(
+        c: Context<'a>,
+        q: &'a [i8],
+        q_scales: &'a [i32],
+        out: &'o mut [i32],
+        together: usize,
+    ) -> impl Iterator<Item = Self> {
+        let q = q.chunks_exact(together * c.key_width).zip(q_scales.chunks_exact(2 * together));
+        let out = out.chunks_exact_mut(together * c.value_width);
+        q.zip(out).enumerate().map(move |(i, ((q, q_scales), out))| Unit {
+            context: c,
+            from: i * together / c.shared,
+            q,
+            q_scales,
+            out,
+        })
+    }
+
+    pub(crate) fn run(self, simd: Simd) {
+        let Unit { context, from, q, q_scales, out } = self;
+        SCRATCH.with_borrow_mut(|s| simd.run(|| group(&context, from, q, q_scales, out, s, simd)));
     }
 }
 
@@ -214,10 +232,10 @@ mod tests {
             };
             let want = step_by_step(&c, &q, &q_scales, t);
             for simd in Simd::all() {
-                for split in [false, true] {
+                for together in [1, shared] {
                     let mut out = vec![7; want.len()];
-                    attend(&c, &q, &q_scales, &mut out, split, simd);
-                    prop_assert_eq!(&out, &want, "{} {}", simd.name(), split);
+                    Unit::split(c, &q, &q_scales, &mut out, together).for_each(|u| u.run(simd));
+                    prop_assert_eq!(&out, &want, "{} {}", simd.name(), together);
                 }
             }
         }

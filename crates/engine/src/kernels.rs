@@ -9,6 +9,7 @@ use sworn_isa::fixed::{
 };
 use sworn_isa::{Descriptor, Opcode};
 
+use crate::activation::{Activation, Forms};
 use crate::linear::{self, Matrix, Scale};
 use crate::simd::Simd;
 use crate::tensor::{OpTensor, View};
@@ -157,13 +158,9 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
         Opcode::Embed => {
             let Input::Token(token) = x.inputs[0] else { return Err(x.mismatch(0)) };
             let m = x.matrix(1)?;
-            let (Some(row), Some(scale)) = (m.row(token as usize), m.scale(token as usize)) else {
-                return Err(x.mismatch(1));
-            };
-            if row.len() != out.len() {
-                return Err(x.mismatch(1));
-            }
-            out.iter_mut().zip(row).for_each(|(o, e)| *o = smulrs(i32::from(*e), scale.m, scale.e));
+            let Some(scale) = m.scale(token as usize) else { return Err(x.mismatch(1)) };
+            m.weights(token as usize, out).ok_or_else(|| x.mismatch(1))?;
+            out.iter_mut().for_each(|o| *o = smulrs(*o, scale.m, scale.e));
         }
         Opcode::MaxAbs => {
             let floor = d.params[0].max(0) as u32;
@@ -218,16 +215,10 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
             if m.rows() != out.len() || Some(m.columns() as u64) != d.operand_elements(0, x.t) {
                 return Err(x.mismatch(2));
             }
-            let wide;
-            let a = match x.tensor(0)? {
-                View::I16(a) => a,
-                View::I8(a) => {
-                    wide = a.iter().map(|v| i16::from(*v)).collect::<Vec<_>>();
-                    &wide[..]
-                }
-                _ => return Err(x.mismatch(0)),
-            };
-            linear::rows(&m, 0, &[a], &[x.scale(1)?], &mut [out], simd);
+            let (mut a, mut forms) = (Activation::default(), Forms::default());
+            forms.add(m.format(), false);
+            a.set(x.tensor(0)?, m.columns(), forms).ok_or_else(|| x.mismatch(0))?;
+            linear::rows(&m, 0, &[&a], &[x.scale(1)?], &mut [out], simd);
         }
         Opcode::Rope => {
             let half = group(d, 0) / 2;

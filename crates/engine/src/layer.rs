@@ -1,19 +1,17 @@
 //! One layer over a batch of positions.
 
-use rayon::prelude::*;
-use sworn_isa::{Descriptor, Opcode, OperandKind, SectionKind};
+use sworn_isa::{Descriptor, Opcode, OperandKind, RowFormat, SectionKind};
 use sworn_model::Model;
 
-use crate::attention::{self, Context};
+use crate::activation::{Activation, Forms};
+use crate::attention::{Context, Unit};
 use crate::kernels::{Input, Inputs, Mismatch, apply_into};
 use crate::linear::{self, Job, Matrix, Scale};
-use crate::plan::{Attention, Plan, SectionPlan, Step};
+use crate::plan::{Attention, Linears, Plan, SectionPlan, Step};
 use crate::simd::Simd;
+use crate::team::Team;
 use crate::tensor::{OpTensor, View};
 use crate::{EngineError, OpHook, Result};
-
-/// From how many positions on a single query's heads are worth spreading over threads.
-const SPLIT_HEADS_FROM: usize = 96;
 
 /// A position on its way through the layers.
 #[derive(Default)]
@@ -24,8 +22,8 @@ pub(crate) struct Slot {
     bufs: [Vec<OpTensor>; 3],
     /// Exports of the layer before, in program order.
     prev: Vec<OpTensor>,
-    /// int8 activations widened for the dot products.
-    wide: Vec<Vec<i16>>,
+    /// What the `LINEAR`s at hand multiply, in the forms that they read.
+    acts: Vec<Activation>,
 }
 
 impl Slot {
@@ -90,11 +88,22 @@ impl LayerCache {
     }
 }
 
+/// One sequence's part of a batch.
+pub(crate) struct Lane<'a> {
+    /// Consecutive positions.
+    pub(crate) slots: &'a mut [Slot],
+    /// Exactly the positions before the first slot.
+    pub(crate) cache: &'a mut LayerCache,
+    /// Watches this sequence.
+    pub(crate) hook: Option<&'a mut (dyn OpHook + 'static)>,
+}
+
 /// Executes layers of one model.
 #[derive(Clone, Copy)]
 pub(crate) struct Executor<'a> {
     pub(crate) model: &'a Model,
     pub(crate) plan: &'a Plan,
+    pub(crate) team: &'a Team,
     pub(crate) simd: Simd,
 }
 
@@ -121,10 +130,15 @@ impl<'a> Executor<'a> {
         kind: SectionKind,
         slots: &mut [Slot],
         cache: &mut LayerCache,
-        mut hook: Option<&mut dyn OpHook>,
+        hook: Option<&mut (dyn OpHook + 'static)>,
     ) -> Result<()> {
+        self.lanes(layer, kind, &mut [Lane { slots, cache, hook }])
+    }
+
+    /// [`Self::layer`] for several sequences at once: weights are read once for all of them.
+    pub(crate) fn lanes(&self, layer: u16, kind: SectionKind, lanes: &mut [Lane<'_>]) -> Result<()> {
         let section = self.plan.section(kind);
-        for slot in slots.iter_mut() {
+        for slot in lanes.iter_mut().flat_map(|l| l.slots.iter_mut()) {
             let bufs = &mut slot.bufs[kind as usize];
             bufs.resize_with(section.ops.len(), || OpTensor::I32(Vec::new()));
             for (buf, d) in bufs.iter_mut().zip(&section.ops) {
@@ -133,27 +147,42 @@ impl<'a> Executor<'a> {
                 }
             }
         }
-        let mut rest = &mut *slots;
-        while !rest.is_empty() {
-            let alone = |s: &Slot, hook: &Option<&mut dyn OpHook>| {
-                section.steps.is_none() || hook.as_ref().is_some_and(|h| h.wants(layer, s.position))
-            };
-            let batch = rest.iter().take_while(|s| !alone(s, &hook)).count();
-            let (now, later) = rest.split_at_mut(batch.max(1));
-            match (&section.steps, batch) {
-                (Some(steps), 1..) => self.batch(layer, kind, steps, now, cache)?,
-                _ => {
-                    let watched = hook.as_mut().filter(|h| h.wants(layer, now[0].position));
-                    self.single(layer, kind, &mut now[0], cache, watched.map(|h| &mut **h as &mut dyn OpHook))?;
-                }
-            }
-            rest = later;
+        match &section.steps {
+            Some(steps) if lanes.iter().all(|l| l.hook.is_none()) => self.batch(layer, kind, steps, lanes)?,
+            _ => lanes.iter_mut().try_for_each(|lane| self.watched(layer, kind, lane))?,
         }
-        for slot in slots.iter_mut() {
+        for slot in lanes.iter_mut().flat_map(|l| l.slots.iter_mut()) {
             slot.prev.resize_with(section.exports.len(), || OpTensor::I32(Vec::new()));
             for (prev, op) in slot.prev.iter_mut().zip(&section.exports) {
                 std::mem::swap(prev, &mut slot.bufs[kind as usize][*op]);
             }
+        }
+        Ok(())
+    }
+
+    /// One sequence, the positions alone that its hook wants or that cannot run together.
+    fn watched(&self, layer: u16, kind: SectionKind, lane: &mut Lane<'_>) -> Result<()> {
+        let section = self.plan.section(kind);
+        let Lane { slots, cache, hook } = lane;
+        let mut rest = &mut **slots;
+        while !rest.is_empty() {
+            let wants = |s: &Slot| hook.as_ref().is_some_and(|h| h.wants(layer, s.position));
+            let batch = match section.steps {
+                Some(_) => rest.iter().take_while(|s| !wants(s)).count(),
+                None => 0,
+            };
+            let (now, later) = rest.split_at_mut(batch.max(1));
+            match (&section.steps, batch) {
+                (Some(steps), 1..) => {
+                    self.batch(layer, kind, steps, &mut [Lane { slots: now, cache, hook: None }])?;
+                }
+                _ => {
+                    let position = now[0].position;
+                    let watching = hook.as_mut().filter(|h| h.wants(layer, position));
+                    self.single(layer, kind, &mut now[0], cache, watching.map(|h| &mut **h as &mut dyn OpHook))?;
+                }
+            }
+            rest = later;
         }
         Ok(())
     }
@@ -191,153 +220,152 @@ impl<'a> Executor<'a> {
         Ok(())
     }
 
-    /// Many positions, operator by operator.
-    fn batch(
-        &self,
-        layer: u16,
-        kind: SectionKind,
-        steps: &[Step],
-        slots: &mut [Slot],
-        cache: &mut LayerCache,
-    ) -> Result<()> {
+    /// Many positions, step by step.
+    fn batch(&self, layer: u16, kind: SectionKind, steps: &[Step], lanes: &mut [Lane<'_>]) -> Result<()> {
         let section = self.plan.section(kind);
         let mut appended = 0;
-        let mut append = |cache: &mut LayerCache, slots: &[Slot], until: usize| {
+        let mut append = |lanes: &mut [Lane<'_>], until: usize| {
             while let Some(op) = section.exports.get(appended).filter(|op| **op < until) {
-                for slot in slots {
-                    cache.append(appended, &slot.bufs[kind as usize][*op]);
+                for Lane { slots, cache, .. } in lanes.iter_mut() {
+                    slots.iter().for_each(|slot| cache.append(appended, &slot.bufs[kind as usize][*op]));
                 }
                 appended += 1;
             }
         };
         for step in steps {
             match step {
-                Step::Local(ops) => {
-                    let run = |slot: &mut Slot| {
-                        let (token, position) = (slot.token, slot.position);
-                        let scope = Scope { exec: *self, layer, token, position, prev: &slot.prev, cache: None };
-                        ops.iter().try_for_each(|k| {
-                            let (before, out) = slot.bufs[kind as usize].split_at_mut(*k);
-                            scope.apply(&section.ops[*k], before, &mut out[0])
-                        })
-                    };
-                    match slots {
-                        [slot] => run(slot)?,
-                        _ => slots.par_iter_mut().try_for_each(run)?,
-                    }
-                }
-                Step::Linear(ops) => self.linear(layer, kind, ops, slots)?,
+                Step::Local(ops) => self.each_slot(lanes, |slot| {
+                    let (token, position) = (slot.token, slot.position);
+                    let scope = Scope { exec: *self, layer, token, position, prev: &slot.prev, cache: None };
+                    ops.iter().try_for_each(|k| {
+                        let (before, out) = slot.bufs[kind as usize].split_at_mut(*k);
+                        scope.apply(&section.ops[*k], before, &mut out[0])
+                    })
+                })?,
+                Step::Linear(group) => self.linear(layer, kind, group, lanes)?,
                 Step::Attend(a) => {
-                    append(cache, slots, a.mix);
-                    self.attend(layer, kind, a, slots, cache)?;
+                    append(lanes, a.mix);
+                    self.attend(layer, kind, a, lanes)?;
                 }
             }
         }
-        append(cache, slots, usize::MAX);
+        append(lanes, usize::MAX);
         Ok(())
+    }
+
+    /// Calls `work` with every slot, on the whole team; the first error in order.
+    fn each_slot(&self, lanes: &mut [Lane<'_>], work: impl Fn(&mut Slot) -> Result<()> + Sync) -> Result<()> {
+        if let [Lane { slots: [slot], .. }] = lanes {
+            return work(slot);
+        }
+        let slots = lanes.iter_mut().flat_map(|l| l.slots.iter_mut());
+        let mut results: Vec<Result<()>> = Vec::new();
+        let slots: Vec<&mut Slot> = slots.collect();
+        results.resize_with(slots.len(), || Ok(()));
+        self.team.each(slots.into_iter().zip(&mut results), |(slot, result)| *result = work(slot));
+        results.into_iter().collect()
     }
 
     fn matrix(&self, layer: u16, d: &Descriptor, operand: usize) -> Result<Matrix<'a>> {
         let w = self.model.operand_weight(&d.operands[operand], layer);
-        Matrix::new(w.bytes, w.rows, w.cols, w.scales, d.params[1].max(0) as usize)
+        let format = RowFormat::from_code(d.params[3]);
+        let pair = d.params[1].max(0) as usize;
+        format
+            .and_then(|format| Matrix::with_format(w.bytes, w.rows, w.cols, w.scales, pair, format))
             .ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand }))
     }
 
-    fn linear(&self, layer: u16, kind: SectionKind, group: &[usize], slots: &mut [Slot]) -> Result<()> {
+    fn linear(&self, layer: u16, kind: SectionKind, group: &Linears, lanes: &mut [Lane<'_>]) -> Result<()> {
         let section = self.plan.section(kind);
-        let first = group[0];
-        // Widen int8 activations, then split every slot's buffers into what the group reads and what it writes.
-        for slot in slots.iter_mut() {
-            slot.wide.resize_with(group.len(), Vec::new);
-            for (wide, k) in slot.wide.iter_mut().zip(group) {
-                if let OpTensor::I8(a) = &slot.bufs[kind as usize][section.ops[*k].operands[0].index as usize] {
-                    wide.clear();
-                    wide.extend(a.iter().map(|v| i16::from(*v)));
-                }
-            }
-        }
-        let batch = slots.len();
-        let mut jobs = Vec::with_capacity(group.len());
-        for k in group {
+        let first = group.ops[0].0;
+        let batch = lanes.iter().map(|l| l.slots.len()).sum();
+        let many = linear::many(batch);
+        let mut jobs = Vec::with_capacity(group.ops.len());
+        for (k, _) in &group.ops {
             let d = &section.ops[*k];
             let matrix = self.matrix(layer, d, 2)?;
             if matrix.rows() as u64 != d.count(0) || Some(matrix.columns() as u64) != d.operand_elements(0, 0) {
                 return Err(unsupported(Mismatch { opcode: d.opcode, operand: 2 }));
             }
+            let [acts, scales, outs] = [batch; 3];
             jobs.push(Job {
                 matrix,
-                acts: Vec::with_capacity(batch),
-                scales: Vec::with_capacity(batch),
-                outs: Vec::with_capacity(batch),
+                acts: Vec::with_capacity(acts),
+                scales: Vec::with_capacity(scales),
+                outs: Vec::with_capacity(outs),
             });
         }
-        for slot in slots.iter_mut() {
-            let (before, outs) = slot.bufs[kind as usize].split_at_mut(first);
-            for (((job, k), out), wide) in jobs.iter_mut().zip(group).zip(outs).zip(&slot.wide) {
+        self.each_slot(lanes, |slot| {
+            slot.acts.resize_with(group.sources.len().max(slot.acts.len()), Activation::default);
+            for (act, source) in slot.acts.iter_mut().zip(&group.sources) {
+                let mut forms = Forms::default();
+                source.formats.iter().for_each(|f| forms.add(*f, many));
+                let t = slot.bufs[kind as usize][source.op].view();
+                let set = self.simd.run(|| act.set(t, source.columns, forms));
+                set.ok_or_else(|| unsupported(Mismatch { opcode: Opcode::Linear, operand: 0 }))?;
+            }
+            Ok(())
+        })?;
+        for slot in lanes.iter_mut().flat_map(|l| l.slots.iter_mut()) {
+            let Slot { bufs, acts, .. } = slot;
+            let (before, outs) = bufs[kind as usize].split_at_mut(first);
+            for ((job, (k, source)), out) in jobs.iter_mut().zip(&group.ops).zip(outs) {
                 let d = &section.ops[*k];
                 let wrong = |operand| unsupported(Mismatch { opcode: d.opcode, operand });
-                let acts = match before.get(d.operands[0].index as usize) {
-                    Some(OpTensor::I16(a)) => a,
-                    Some(OpTensor::I8(_)) => wide,
-                    _ => return Err(wrong(0)),
-                };
-                let acts = acts.get(acts.len().wrapping_sub(job.matrix.columns())..).ok_or_else(|| wrong(0))?;
                 let scale = match before.get(d.operands[1].index as usize) {
                     Some(OpTensor::I32(s)) if s.len() >= 2 => &s[s.len() - 2..],
                     _ => return Err(wrong(1)),
                 };
                 let OpTensor::I32(out) = out else { return Err(wrong(0)) };
                 out.resize(job.matrix.rows(), 0);
-                job.acts.push(acts);
+                job.acts.push(&acts[*source]);
                 job.scales.push(Scale { m: scale[0] as u32, e: scale[1] });
                 job.outs.push(out);
             }
         }
-        linear::run(jobs, self.simd);
+        linear::run(jobs, self.team, self.simd);
         Ok(())
     }
 
-    fn attend(
-        &self,
-        layer: u16,
-        kind: SectionKind,
-        a: &Attention,
-        slots: &mut [Slot],
-        cache: &LayerCache,
-    ) -> Result<()> {
+    fn attend(&self, layer: u16, kind: SectionKind, a: &Attention, lanes: &mut [Lane<'_>]) -> Result<()> {
         let section = self.plan.section(kind);
         let (scores, exp, mix) = (&section.ops[a.scores], &section.ops[a.exp], &section.ops[a.mix]);
         let shared = scores.params[1].max(1) as usize;
-        let kv = scores.outer as usize / shared;
+        let heads = scores.outer as usize;
+        let kv = heads / shared;
         let (key_width, value_width) = (scores.params[0].max(1) as usize, mix.params[0].max(1) as usize);
-        let table = self.plan.table(exp.operands[2].resolve(layer));
-        let single = slots.len() == 1;
-        let run = |slot: &mut Slot| {
-            let n = slot.position as usize + 1;
-            let wrong = |d: &Descriptor, operand| unsupported(Mismatch { opcode: d.opcode, operand });
-            let cached = |d: &Descriptor, k: usize| {
-                d.operand_elements(k, 0).and_then(|e| cache.view(d.operands[k].index, e, n)).ok_or_else(|| wrong(d, k))
-            };
-            let View::I8(keys) = cached(scores, 2)? else { return Err(wrong(scores, 2)) };
-            let View::I32(key_scales) = cached(scores, 3)? else { return Err(wrong(scores, 3)) };
-            let View::I16(values) = cached(mix, 1)? else { return Err(wrong(mix, 1)) };
-            let Some(OpTensor::U16(table)) = table else { return Err(wrong(exp, 2)) };
-            let (before, out) = slot.bufs[kind as usize].split_at_mut(a.mix);
-            let (OpTensor::I8(q), OpTensor::I32(q_scales)) =
-                (&before[scores.operands[0].index as usize], &before[scores.operands[1].index as usize])
-            else {
-                return Err(wrong(scores, 0));
-            };
-            let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
-            out.resize(mix.inner as usize, 0);
-            let c = Context { keys, key_scales, values, table, kv, shared, key_width, value_width };
-            attention::attend(&c, q, q_scales, out, single && n >= SPLIT_HEADS_FROM, self.simd);
-            Ok(())
+        let wrong = |d: &Descriptor, operand| unsupported(Mismatch { opcode: d.opcode, operand });
+        let Some(OpTensor::U16(table)) = self.plan.table(exp.operands[2].resolve(layer)) else {
+            return Err(wrong(exp, 2));
         };
-        match slots {
-            [slot] => run(slot),
-            _ => slots.par_iter_mut().try_for_each(run),
+        let batch: usize = lanes.iter().map(|l| l.slots.len()).sum();
+        // Splitting by single heads balances better than by key/value heads; sharing a key between heads is cheaper.
+        let together = if batch < 2 * self.team.threads() { 1 } else { shared };
+        let mut units = Vec::with_capacity(batch * heads / together);
+        for Lane { slots, cache, .. } in lanes.iter_mut() {
+            for slot in slots.iter_mut() {
+                let n = slot.position as usize + 1;
+                let cached = |d: &Descriptor, k: usize| {
+                    let elements = d.operand_elements(k, 0);
+                    elements.and_then(|e| cache.view(d.operands[k].index, e, n)).ok_or_else(|| wrong(d, k))
+                };
+                let View::I8(keys) = cached(scores, 2)? else { return Err(wrong(scores, 2)) };
+                let View::I32(key_scales) = cached(scores, 3)? else { return Err(wrong(scores, 3)) };
+                let View::I16(values) = cached(mix, 1)? else { return Err(wrong(mix, 1)) };
+                let (before, out) = slot.bufs[kind as usize].split_at_mut(a.mix);
+                let (OpTensor::I8(q), OpTensor::I32(q_scales)) =
+                    (&before[scores.operands[0].index as usize], &before[scores.operands[1].index as usize])
+                else {
+                    return Err(wrong(scores, 0));
+                };
+                let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
+                out.resize(mix.inner as usize, 0);
+                let context = Context { keys, key_scales, values, table, kv, shared, key_width, value_width };
+                units.extend(Unit::split(context, q, q_scales, out, together));
+            }
         }
+        self.team.each(units, |unit| unit.run(self.simd));
+        Ok(())
     }
 }
 

@@ -9,15 +9,19 @@ use std::sync::Arc;
 use sworn_model::Model;
 use thiserror::Error;
 
+mod activation;
 mod attention;
 mod cpu;
 mod generate;
 pub mod kernels;
 mod layer;
 mod linear;
+mod panel;
 mod plan;
 mod replay;
+mod session;
 mod simd;
+mod team;
 mod tensor;
 mod trace;
 
@@ -123,6 +127,23 @@ pub trait Backend: Send + Sync {
     fn model(&self) -> &Arc<Model>;
     /// An empty sequence of at most `capacity` positions.
     fn session(&self, capacity: u32) -> Result<Box<dyn Session>>;
+    /// [`Session::extend`] of several sessions of this backend, in whatever order or together: each gets the bits that it
+    /// would get alone, and one that fails disturbs no other. Results are in the order of `work`.
+    fn extend_many(&self, work: &mut [Work<'_>]) -> Vec<Result<Vec<u32>>> {
+        work.iter_mut().map(|w| w.session.extend(w.tokens, w.head_from, &mut *w.sink)).collect()
+    }
+}
+
+/// What [`Backend::extend_many`] does to one session: the arguments of [`Session::extend`].
+pub struct Work<'a> {
+    /// The session.
+    pub session: &'a mut dyn Session,
+    /// Tokens of the next positions.
+    pub tokens: &'a [u32],
+    /// From which position on the head runs.
+    pub head_from: u32,
+    /// Receives what the run exports.
+    pub sink: &'a mut dyn ExportSink,
 }
 
 /// One sequence: tokens so far and the cached exports of every layer.
@@ -136,6 +157,18 @@ pub trait Session: Send {
     /// Executes `tokens` at the next positions: decode with one token, prefill or a teacher-forced pass with many, always the
     /// same bits. The head runs for positions ≥ `head_from` (`u32::MAX`: for none). Returns their selected tokens.
     fn extend(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>>;
+    /// Forgets everything after the first `len` positions, so that another continuation of them can be executed.
+    ///
+    /// # Errors
+    /// The backend cannot.
+    fn truncate(&mut self, _len: u32) -> Result<()> {
+        let reason = "its sessions cannot be shortened".into();
+        Err(EngineError::Unsupported { backend: "this", reason })
+    }
+    /// The session itself, for a backend that runs several of its own together.
+    fn as_any_mut(&mut self) -> Option<&mut dyn std::any::Any> {
+        None
+    }
 }
 
 /// Sees every operator's output right after it was computed, and may change elements of it: everything computed afterwards

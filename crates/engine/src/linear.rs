@@ -1,9 +1,19 @@
-//! `LINEAR`: rows of int8 weights times a batch of activation vectors.
+//! `LINEAR`: rows of integer weights times a batch of activation vectors.
 
-use rayon::prelude::*;
-use sworn_isa::fixed::smulrs;
+use std::cell::RefCell;
 
-use crate::simd::{COLS, ROWS, Simd};
+use sworn_isa::fixed::{CL, signed};
+use sworn_isa::RowFormat;
+
+use crate::activation::Activation;
+use crate::panel::{BLOCK, Panel, WIDTH};
+use crate::simd::{ROWS, Simd};
+use crate::team::Team;
+
+/// From how many activation vectors on unpacking the weights pays.
+const PANEL_FROM: usize = 4;
+/// Rows that are multiplied before their sums are requantised together; a multiple of [`ROWS`] and [`BLOCK`].
+const STRIP: usize = 64;
 
 /// A scale pair: for activations m·2^e, for a weight row m·2^(−e).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,7 +24,8 @@ pub struct Scale {
     pub e: i32,
 }
 
-/// A weight matrix as stored: row after row, scale pairs (m u16, shift i16, big-endian) and then int8 elements.
+/// A weight matrix as stored: row after row, scale pairs (m u16, shift i16, big-endian) and then the elements in the matrix's
+/// format.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     bytes: &'a [u8],
@@ -22,14 +33,33 @@ pub struct Matrix<'a> {
     columns: usize,
     pairs: usize,
     pair: usize,
+    format: RowFormat,
+    /// Bytes of a row.
+    stride: usize,
 }
 
 impl<'a> Matrix<'a> {
-    /// `rows` rows of `pairs` scale pairs and `columns` elements, read with scale pair `pair`; `None` if `bytes` is not that long
-    /// or there is no such pair.
+    /// `rows` rows of `pairs` scale pairs and `columns` int8 elements, read with scale pair `pair`; `None` if `bytes` is not that
+    /// long or there is no such pair.
     pub fn new(bytes: &'a [u8], rows: usize, columns: usize, pairs: usize, pair: usize) -> Option<Self> {
-        let len = (4 * pairs).checked_add(columns)?.checked_mul(rows)?;
-        (bytes.len() == len && pair < pairs).then_some(Matrix { bytes, rows, columns, pairs, pair })
+        Self::with_format(bytes, rows, columns, pairs, pair, RowFormat::I8)
+    }
+
+    /// As [`Self::new`] with rows of any format; `None` also if such rows cannot have `columns` elements.
+    pub fn with_format(
+        bytes: &'a [u8],
+        rows: usize,
+        columns: usize,
+        pairs: usize,
+        pair: usize,
+        format: RowFormat,
+    ) -> Option<Self> {
+        if !format.fits(columns) || pair >= pairs {
+            return None;
+        }
+        let stride = pairs.checked_mul(4)?.checked_add(format.bytes(columns))?;
+        let whole = bytes.len() == stride.checked_mul(rows)?;
+        whole.then_some(Matrix { bytes, rows, columns, pairs, pair, format, stride })
     }
 
     /// Rows.
@@ -42,17 +72,46 @@ impl<'a> Matrix<'a> {
         self.columns
     }
 
-    fn stored(&self, i: usize) -> Option<&'a [u8]> {
-        let stride = 4 * self.pairs + self.columns;
-        self.bytes.get(i.checked_mul(stride)?..)?.get(..stride)
+    /// How a row stores its elements.
+    pub fn format(&self) -> RowFormat {
+        self.format
     }
 
-    /// The elements of row `i`.
-    pub fn row(&self, i: usize) -> Option<&'a [i8]> {
-        Some(bytemuck::cast_slice(&self.stored(i)?[4 * self.pairs..]))
+    #[inline]
+    fn stored(&self, i: usize) -> Option<&'a [u8]> {
+        if i >= self.rows {
+            return None;
+        }
+        Some(&self.bytes[i * self.stride..][..self.stride])
+    }
+
+    /// What row `i` holds after its scale pairs.
+    #[inline]
+    pub fn data(&self, i: usize) -> Option<&'a [u8]> {
+        self.stored(i)?.get(4 * self.pairs..)
+    }
+
+    /// The integer weights of row `i` into `out`, as many as it has columns; `None` if there is no such row or `out` has
+    /// another length.
+    pub fn weights(&self, i: usize, out: &mut [i32]) -> Option<()> {
+        let row = self.data(i)?;
+        if out.len() != self.columns {
+            return None;
+        }
+        match self.format {
+            RowFormat::I8 => out.iter_mut().zip(row).for_each(|(o, w)| *o = i32::from(*w as i8)),
+            format => {
+                let n = self.columns;
+                for (k, o) in out.iter_mut().enumerate() {
+                    *o = format.weight(row, n, k);
+                }
+            }
+        }
+        Some(())
     }
 
     /// The scale of row `i`.
+    #[inline]
     pub fn scale(&self, i: usize) -> Option<Scale> {
         let b = &self.stored(i)?[4 * self.pair..];
         let (m, e) = (u16::from_be_bytes([b[0], b[1]]), i16::from_be_bytes([b[2], b[3]]));
@@ -60,95 +119,178 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// Rows `[first, first + outs[0].len())` of `m` times each of `acts`, requantised.
+/// The scales of up to [`STRIP`] rows.
+struct Scales {
+    m: [u32; STRIP],
+    e: [i32; STRIP],
+    format: RowFormat,
+}
+
+impl Scales {
+    fn of(m: &Matrix<'_>, first: usize, n: usize) -> Self {
+        let mut s = Scales { m: [0; STRIP], e: [0; STRIP], format: m.format };
+        for (i, (sm, se)) in s.m.iter_mut().zip(&mut s.e).take(n).enumerate() {
+            if let Some(Scale { m, e }) = m.scale(first + i) {
+                (*sm, *se) = (m, e);
+            }
+        }
+        s
+    }
+
+    /// `fixed::narrow` and `fixed::smulrs` of the sums of rows `from…` of these, without branches.
+    #[inline(always)]
+    fn requantise(&self, from: usize, acc: &[i64], a: Scale, out: &mut [i32]) {
+        let r = self.format.shift();
+        let half = if r == 0 { 0 } else { 1u64 << (r - 1) };
+        let i8_rows = self.format == RowFormat::I8;
+        for (((o, acc), m), e) in out.iter_mut().zip(acc).zip(&self.m[from..]).zip(&self.e[from..]) {
+            // I8 sums are defined modulo 2^32.
+            let acc = if i8_rows { i64::from(*acc as i32) } else { *acc };
+            let x = (acc.unsigned_abs().wrapping_add(half) >> r) as u32;
+            let b = a.m.wrapping_mul(*m);
+            let s = e.wrapping_sub(a.e);
+            let shift = s.clamp(1, 63) as u32;
+            let y = (u64::from(x) * u64::from(b)).wrapping_add(1 << (shift - 1)) >> shift;
+            let y = y.min(CL as u64) as u32;
+            let least = if x == 0 { 0 } else { CL as u32 };
+            *o = signed(acc < 0, if s < 1 { least } else { y });
+        }
+    }
+}
+
+/// Rows `[first, first + outs[0].len())` of `m` times each of `acts`, requantised. The activations have the forms that the
+/// matrix's format needs, see [`Job::many`].
 pub(crate) fn rows(
     m: &Matrix<'_>,
     first: usize,
-    acts: &[&[i16]],
+    acts: &[&Activation],
+    scales: &[Scale],
+    outs: &mut [&mut [i32]],
+    simd: Simd,
+) {
+    if acts.len() >= PANEL_FROM {
+        return panels(m, first, acts, scales, outs, simd);
+    }
+    let n = outs.first().map_or(0, |o| o.len());
+    for from in (0..n).step_by(STRIP) {
+        let len = STRIP.min(n - from);
+        let rows = Scales::of(m, first + from, len);
+        for ((a, scale), out) in acts.iter().zip(scales).zip(outs.iter_mut()) {
+            let mut acc = [0i64; STRIP];
+            let mut r = 0;
+            while r < len {
+                let row = |i: usize| m.data(first + from + r + i).unwrap_or_default();
+                if r + ROWS <= len {
+                    let sums = simd.dots::<ROWS>(m.format, std::array::from_fn(row), m.columns, a);
+                    acc[r..r + ROWS].copy_from_slice(&sums);
+                    r += ROWS;
+                } else {
+                    [acc[r]] = simd.dots(m.format, [row(0)], m.columns, a);
+                    r += 1;
+                }
+            }
+            let out = &mut out[from..from + len];
+            simd.run(|| rows.requantise(0, &acc[..len], *scale, out));
+        }
+    }
+}
+
+thread_local! {
+    static PANEL: RefCell<Panel> = RefCell::new(Panel::default());
+}
+
+fn panels(
+    m: &Matrix<'_>,
+    first: usize,
+    acts: &[&Activation],
     scales: &[Scale],
     outs: &mut [&mut [i32]],
     simd: Simd,
 ) {
     let n = outs.first().map_or(0, |o| o.len());
-    let mut r = 0;
-    while r < n {
-        let block = if r + ROWS <= n { ROWS } else { 1 };
-        let mut w: [&[i8]; ROWS] = [&[]; ROWS];
-        let mut ws = [Scale { m: 0, e: 0 }; ROWS];
-        for i in 0..block {
-            let (Some(row), Some(scale)) = (m.row(first + r + i), m.scale(first + r + i)) else { return };
-            (w[i], ws[i]) = (row, scale);
-        }
-        let mut c = 0;
-        while c < acts.len() {
-            if block == ROWS && c + COLS <= acts.len() {
-                let mut acc = [[0; COLS]; ROWS];
-                simd.tile(w, std::array::from_fn(|i| acts[c + i]), &mut acc);
-                for j in 0..COLS {
-                    let column: [i32; ROWS] = std::array::from_fn(|i| acc[i][j]);
-                    requantise(&column, &ws, scales[c + j], &mut outs[c + j][r..r + ROWS]);
+    let width = simd.panel_width();
+    PANEL.with_borrow_mut(|panel| {
+        for from in (0..n).step_by(BLOCK) {
+            let len = BLOCK.min(n - from);
+            panel.load(m, first + from, simd);
+            let rows = Scales::of(m, first + from, len);
+            let mut c = 0;
+            while c < acts.len() {
+                let mut acc = [[0; BLOCK]; WIDTH];
+                let (a, out) = (&acts[c..], &mut acc);
+                let done = match width.min(acts.len() - c) {
+                    8.. => times::<8>(panel, a, out, simd),
+                    4.. => times::<4>(panel, a, out, simd),
+                    2.. => times::<2>(panel, a, out, simd),
+                    _ => times::<1>(panel, a, out, simd),
+                };
+                for (i, acc) in acc.iter().enumerate().take(done) {
+                    let out = &mut outs[c + i][from..from + len];
+                    simd.run(|| rows.requantise(0, &acc[..len], scales[c + i], out));
                 }
-                c += COLS;
-            } else if block == ROWS {
-                let mut acc = [[0; 1]; ROWS];
-                simd.tile(w, [acts[c]], &mut acc);
-                requantise(&acc.map(|a| a[0]), &ws, scales[c], &mut outs[c][r..r + ROWS]);
-                c += 1;
-            } else {
-                let mut acc = [[0; 1]; 1];
-                simd.tile([w[0]], [acts[c]], &mut acc);
-                requantise(&acc[0], &ws, scales[c], &mut outs[c][r..r + 1]);
-                c += 1;
+                c += done;
             }
         }
-        r += block;
-    }
+    });
 }
 
-#[inline(always)]
-fn requantise(acc: &[i32], rows: &[Scale], a: Scale, out: &mut [i32]) {
-    for ((o, acc), w) in out.iter_mut().zip(acc).zip(rows) {
-        *o = smulrs(*acc, a.m.wrapping_mul(w.m), w.e.wrapping_sub(a.e));
+/// A panel times the first P vectors; returns P.
+fn times<const P: usize>(
+    panel: &Panel,
+    acts: &[&Activation],
+    out: &mut [[i64; BLOCK]; WIDTH],
+    simd: Simd,
+) -> usize {
+    let forms = |f: fn(&Activation) -> &[i16]| std::array::from_fn(|i| f(acts[i]));
+    if let Some((out, _)) = out.split_first_chunk_mut::<P>() {
+        panel.times::<P>(forms(|a| &a.wide), forms(|a| &a.coarse), forms(|a| &a.fine), out, simd);
     }
+    P
 }
 
 /// One `LINEAR` over a batch: `outs[p]` receives all rows times `acts[p]`.
 pub(crate) struct Job<'a, 'o> {
     pub(crate) matrix: Matrix<'a>,
-    pub(crate) acts: Vec<&'a [i16]>,
+    pub(crate) acts: Vec<&'o Activation>,
     pub(crate) scales: Vec<Scale>,
     pub(crate) outs: Vec<&'o mut [i32]>,
 }
 
-/// Runs independent jobs, split by rows over the threads of the current pool: a weight row is read once for the whole batch.
-pub(crate) fn run(mut jobs: Vec<Job<'_, '_>>, simd: Simd) {
-    struct Task<'a, 'o> {
+/// Whether a batch of this size is multiplied many vectors at a time, which decides the forms of its activations.
+pub(crate) fn many(batch: usize) -> bool {
+    batch >= PANEL_FROM
+}
+
+/// Runs independent jobs, split by rows over a team: a weight row is read once for the whole batch.
+pub(crate) fn run(jobs: Vec<Job<'_, '_>>, team: &Team, simd: Simd) {
+    struct Task<'a, 'j, 'o> {
         matrix: Matrix<'a>,
         first: usize,
-        acts: &'o [&'a [i16]],
-        scales: &'o [Scale],
+        acts: &'j [&'o Activation],
+        scales: &'j [Scale],
         outs: Vec<&'o mut [i32]>,
     }
     // Enough tasks that threads finish together, few enough that a row block is worth handing over.
     let total: usize = jobs.iter().map(|j| j.matrix.rows).sum();
-    let block = (total / (4 * rayon::current_num_threads())).clamp(16, 1024).next_multiple_of(ROWS);
-    let mut tasks: Vec<Task<'_, '_>> = Vec::new();
-    for Job { matrix, acts, scales, outs } in &mut jobs {
+    let block = (total / (4 * team.threads())).clamp(STRIP / 2, 4096).next_multiple_of(BLOCK);
+    let mut acts = Vec::with_capacity(jobs.len());
+    let mut parts = Vec::with_capacity(jobs.len());
+    for job in jobs {
+        acts.push((job.acts, job.scales));
+        parts.push((job.matrix, job.outs));
+    }
+    let mut tasks: Vec<Task<'_, '_, '_>> = Vec::with_capacity(total / block + parts.len());
+    for ((matrix, outs), (acts, scales)) in parts.into_iter().zip(&acts) {
         let from = tasks.len();
         for out in outs {
             for (i, part) in out.chunks_mut(block).enumerate() {
                 if from + i == tasks.len() {
                     let outs = Vec::with_capacity(acts.len());
-                    tasks.push(Task { matrix: *matrix, first: i * block, acts, scales, outs });
+                    tasks.push(Task { matrix, first: i * block, acts, scales, outs });
                 }
                 tasks[from + i].outs.push(part);
             }
         }
     }
-    let run = |t: &mut Task<'_, '_>| rows(&t.matrix, t.first, t.acts, t.scales, &mut t.outs, simd);
-    if rayon::current_num_threads() == 1 {
-        tasks.iter_mut().for_each(run);
-    } else {
-        tasks.par_iter_mut().with_max_len(1).for_each(run);
-    }
+    team.each(tasks, |mut t| rows(&t.matrix, t.first, t.acts, t.scales, &mut t.outs, simd));
 }

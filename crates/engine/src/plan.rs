@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use sworn_isa::{Descriptor, Dtype, Opcode, OperandKind, SectionKind};
+use sworn_isa::{Descriptor, Dtype, Opcode, OperandKind, RowFormat, SectionKind};
 use sworn_model::Model;
 
 use crate::tensor::OpTensor;
@@ -31,9 +31,52 @@ pub(crate) enum Step {
     /// Operators that read nothing but their own position.
     Local(Vec<usize>),
     /// `LINEAR`s that do not read one another.
-    Linear(Vec<usize>),
+    Linear(Linears),
     /// A whole attention.
     Attend(Attention),
+}
+
+/// `LINEAR`s in a row.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Linears {
+    /// Operators, one after another, each with the number of its activations in [`Self::sources`].
+    pub(crate) ops: Vec<(usize, usize)>,
+    /// The different activations that they read.
+    pub(crate) sources: Vec<Source>,
+}
+
+/// Activations of one or more `LINEAR`s.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Source {
+    /// The operator that wrote them.
+    pub(crate) op: usize,
+    /// How many elements, the last of its output, are read.
+    pub(crate) columns: usize,
+    /// Formats of the rows that they are multiplied with.
+    pub(crate) formats: Vec<RowFormat>,
+}
+
+impl Linears {
+    fn push(&mut self, k: usize, d: &Descriptor) -> Option<()> {
+        let (op, columns) = (d.operands[0].index as usize, d.operand_elements(0, 0)? as usize);
+        let format = RowFormat::from_code(d.params[3])?;
+        let at = self.sources.iter().position(|s| (s.op, s.columns) == (op, columns));
+        let at = at.unwrap_or_else(|| {
+            self.sources.push(Source { op, columns, formats: Vec::new() });
+            self.sources.len() - 1
+        });
+        if !self.sources[at].formats.contains(&format) {
+            self.sources[at].formats.push(format);
+        }
+        self.ops.push((k, at));
+        Some(())
+    }
+
+    /// Whether operator `k` can run with these.
+    fn takes(&self, k: usize, d: &Descriptor) -> bool {
+        let reads = |i: usize| self.ops.iter().any(|(op, _)| *op == d.operands[i].index as usize);
+        self.ops.last().is_some_and(|(last, _)| last + 1 == k) && !reads(0) && !reads(1)
+    }
 }
 
 /// The operators of one attention, from `SCORES` to `MIX`, of which only the last slab of `MIX` is read by others.
@@ -135,12 +178,13 @@ fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
             steps.push(Step::Attend(Attention { scores, exp, mix: k }));
         } else if inside.contains(&k) {
         } else if d.opcode == Opcode::Linear {
-            let reads = |group: &[usize]| (0..2).any(|i| group.contains(&(d.operands[i].index as usize)));
             match steps.last_mut() {
-                Some(Step::Linear(group)) if group.last() == Some(&(k.wrapping_sub(1))) && !reads(group) => {
-                    group.push(k)
+                Some(Step::Linear(group)) if group.takes(k, d) => group.push(k, d)?,
+                _ => {
+                    let mut group = Linears::default();
+                    group.push(k, d)?;
+                    steps.push(Step::Linear(group));
                 }
-                _ => steps.push(Step::Linear(vec![k])),
             }
         } else {
             match steps.last_mut() {

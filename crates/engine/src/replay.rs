@@ -89,7 +89,7 @@ pub fn replay(cpu: &Cpu, prompt: &[u32], output: &[u32], layer: u16, row: u32) -
     }
     let position = dims.position(layer, row);
     let mut capture = Capture { layer, position, ops: Vec::new(), inner: cpu.hook() };
-    let (previous, cached) = cpu.pool().install(|| pass(cpu, &tokens[..=position as usize], layer, &mut capture))?;
+    let (previous, cached) = pass(cpu, &tokens[..=position as usize], layer, &mut capture)?;
     let (ops, prompt, output) = (capture.ops, prompt.to_vec(), output.to_vec());
     Ok(Replay { layer, row, position, ops, model, previous, cached, prompt, output })
 }

@@ -1,0 +1,336 @@
+//! AVX-512 with VNNI.
+
+use std::arch::x86_64::*;
+
+use sworn_isa::GROUP;
+
+use crate::activation::Activation;
+use crate::panel::{BLOCK, Panel};
+
+/// # Safety
+/// The processor has AVX-512 F, BW, VL, DQ, CD and VNNI.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vnni,avx2,bmi1,bmi2,lzcnt,popcnt")]
+pub(super) unsafe fn run<T>(f: impl FnOnce() -> T) -> T {
+    f()
+}
+
+/// The bytes `at…at + 63` of which the slice has; zeros beyond.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn bytes(s: &[u8], at: usize) -> __m512i {
+    match s.get(at..at + 64) {
+        // SAFETY: 64 bytes are there.
+        Some(s) => unsafe { _mm512_loadu_si512(s.as_ptr().cast()) },
+        None => {
+            let s = s.get(at..).unwrap_or_default();
+            // SAFETY: the mask keeps the read within the fewer than 64 bytes that are there.
+            unsafe { _mm512_maskz_loadu_epi8((1u64 << s.len()) - 1, s.as_ptr().cast()) }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn signed(s: &[i8], at: usize) -> __m512i {
+    bytes(bytemuck::cast_slice(s), at)
+}
+
+/// Sixteen-bit elements `at…at + 31`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn words(s: &[i16], at: usize) -> __m512i {
+    bytes(bytemuck::cast_slice(s), 2 * at)
+}
+
+/// Sum of the sixteen 32-bit lanes in pairs of 64 bits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pairs(v: __m512i) -> __m512i {
+    _mm512_add_epi64(_mm512_srai_epi64::<32>(v), _mm512_srai_epi64::<32>(_mm512_slli_epi64::<32>(v)))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2")]
+pub(super) fn tile<const R: usize, const C: usize>(
+    rows: [&[i8]; R],
+    cols: [&[i16]; C],
+    k: usize,
+    out: &mut [[i32; C]; R],
+) {
+    let (rows, cols) = (rows.map(|r| &r[..k]), cols.map(|c| &c[..k]));
+    let mut acc = [[_mm512_setzero_si512(); C]; R];
+    let whole = k & !31;
+    let mut i = 0;
+    while i < whole {
+        let mut a = [_mm512_setzero_si512(); C];
+        for c in 0..C {
+            // SAFETY: i + 32 ≤ k, the slice's length.
+            a[c] = unsafe { _mm512_loadu_si512(cols[c].as_ptr().add(i).cast()) };
+        }
+        for r in 0..R {
+            // SAFETY: as above.
+            let w = _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(rows[r].as_ptr().add(i).cast()) });
+            for c in 0..C {
+                acc[r][c] = _mm512_dpwssd_epi32(acc[r][c], w, a[c]);
+            }
+        }
+        i += 32;
+    }
+    if i < k {
+        let mask: u32 = (1 << (k - i)) - 1;
+        let mut a = [_mm512_setzero_si512(); C];
+        for c in 0..C {
+            // SAFETY: the mask keeps the read within i..k, within the slice.
+            a[c] = unsafe { _mm512_maskz_loadu_epi16(mask, cols[c].as_ptr().add(i)) };
+        }
+        for r in 0..R {
+            // SAFETY: as above.
+            let w = _mm512_cvtepi8_epi16(unsafe { _mm256_maskz_loadu_epi8(mask, rows[r].as_ptr().add(i)) });
+            for c in 0..C {
+                acc[r][c] = _mm512_dpwssd_epi32(acc[r][c], w, a[c]);
+            }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            out[r][c] = _mm512_reduce_add_epi32(acc[r][c]);
+        }
+    }
+}
+
+/// Swaps the bytes of sixteen-bit elements.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn swap_words(v: __m512i) -> __m512i {
+    let lane = _mm_set_epi8(14, 15, 12, 13, 10, 11, 8, 9, 6, 7, 4, 5, 2, 3, 0, 1);
+    _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(lane))
+}
+
+/// Σ over groups of the big-endian words at `at` of a row times `sums`, in 64-bit lanes. |sums| ≤ 4096.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn by_groups(row: &[u8], groups: usize, sums: &[i16]) -> __m512i {
+    let words_of = &row[..2 * groups];
+    let mut total = _mm512_setzero_si512();
+    let mut g = 0;
+    while g < groups {
+        // At most 2^15·2^12·2 per lane.
+        let part = _mm512_dpwssd_epi32(_mm512_setzero_si512(), swap_words(bytes(words_of, 2 * g)), words(sums, g));
+        total = _mm512_add_epi64(total, pairs(part));
+        g += 32;
+    }
+    total
+}
+
+/// Q4 rows times one vector. NARROW: the elements are int8 and only [`crate::activation::Bytes::hi`] counts.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn q4<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: usize, a: &Activation) -> [i64; R] {
+    let (scales, q) = (rows.map(|r| &r[..2 * groups]), rows.map(|r| &r[4 * groups..20 * groups]));
+    let steps = groups.div_ceil(4);
+    let (hi, lo) = (&a.q4.hi[..128 * steps], &a.q4.lo[..128 * steps]);
+    let (zero, nibble) = (_mm512_setzero_si512(), _mm512_set1_epi8(15));
+    // Of the eight bytes of four scales that every 128-bit lane gets, lane i takes scale i to the low half of each 32 bits.
+    let spread = {
+        let lane = |i: i32| (0x8080_0000u32 as i32) | (2 * i) << 8 | (2 * i + 1);
+        let [a, b, c, d] = [lane(0), lane(1), lane(2), lane(3)];
+        _mm512_setr_epi32(a, a, a, a, b, b, b, b, c, c, c, c, d, d, d, d)
+    };
+    let mut total = [zero; R];
+    // Sixteen steps keep the 32-bit lanes exact: 16·8·15·255·4095 < 2^31.
+    let mut step = 0;
+    while step < steps {
+        let end = steps.min(step + 16);
+        let (mut high, mut low) = ([zero; R], [zero; R]);
+        while step < end {
+            let at = 128 * step;
+            let (hi0, hi1) = (signed(hi, at), signed(hi, at + 64));
+            let (lo0, lo1) = if NARROW { (zero, zero) } else { (bytes(lo, at), bytes(lo, at + 64)) };
+            for r in 0..R {
+                let v = bytes(q[r], 64 * step);
+                let q0 = _mm512_and_si512(v, nibble);
+                let q1 = _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble);
+                let s = match scales[r].get(8 * step..8 * step + 8) {
+                    Some(s) => u64::from_le_bytes([s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]]),
+                    None => tail(scales[r], 8 * step),
+                };
+                let s = _mm512_shuffle_epi8(_mm512_set1_epi64(s as i64), spread);
+                // Both fit the low half of a lane: 8·15·128 and 8·15·255; the high half is the sign, which meets a zero.
+                let h = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, q0, hi0), q1, hi1);
+                high[r] = _mm512_dpwssd_epi32(high[r], h, s);
+                if !NARROW {
+                    let l = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(zero, lo0, q0), lo1, q1);
+                    low[r] = _mm512_dpwssd_epi32(low[r], l, s);
+                }
+            }
+            step += 1;
+        }
+        for r in 0..R {
+            let sum = if NARROW {
+                pairs(high[r])
+            } else {
+                _mm512_add_epi64(_mm512_slli_epi64::<8>(pairs(high[r])), pairs(low[r]))
+            };
+            total[r] = _mm512_add_epi64(total[r], sum);
+        }
+    }
+    let mut out = [0; R];
+    for r in 0..R {
+        let minima = &rows[r][2 * groups..];
+        let coarse = _mm512_slli_epi64::<11>(by_groups(minima, groups, &a.coarse));
+        let fine = _mm512_slli_epi64::<1>(by_groups(minima, groups, &a.fine));
+        out[r] = _mm512_reduce_add_epi64(_mm512_add_epi64(total[r], _mm512_add_epi64(coarse, fine)));
+    }
+    out
+}
+
+/// Up to eight bytes from `at`, zeros beyond the slice.
+#[inline]
+fn tail(s: &[u8], at: usize) -> u64 {
+    let mut b = [0; 8];
+    let s = &s[at..];
+    b[..s.len()].copy_from_slice(s);
+    u64::from_le_bytes(b)
+}
+
+/// Q8 rows times one vector. NARROW as in [`q4`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn q8<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: usize, a: &Activation) -> [i64; R] {
+    let (scales, q) = (rows.map(|r| &r[..2 * groups]), rows.map(|r| &r[2 * groups..34 * groups]));
+    let steps = groups.div_ceil(2);
+    let (hi, lo) = (&a.q8.hi[..64 * steps], &a.q8.lo[..64 * steps]);
+    let (zero, flip) = (_mm512_setzero_si512(), _mm512_set1_epi8(i8::MIN));
+    // Of the four bytes of two scales, the lower lanes take the first and the upper the second to the high half of each 32 bits.
+    let spread = {
+        let [a, b] = [0x0001_8080, 0x0203_8080];
+        _mm512_setr_epi32(a, a, a, a, a, a, a, a, b, b, b, b, b, b, b, b)
+    };
+    let mut total = [zero; R];
+    for step in 0..steps {
+        let (h, l) = (signed(hi, 64 * step), if NARROW { zero } else { bytes(lo, 64 * step) });
+        for r in 0..R {
+            let w = bytes(q[r], 64 * step);
+            // q + 128 is unsigned; what 128 adds is taken off by the groups' sums below.
+            let d = _mm512_dpbusd_epi32(zero, _mm512_xor_si512(w, flip), h);
+            let d = if NARROW { d } else { _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(d), l, w) };
+            let s = match scales[r].get(4 * step..4 * step + 4) {
+                Some(s) => u32::from_le_bytes([s[0], s[1], s[2], s[3]]),
+                None => tail(scales[r], 4 * step) as u32,
+            };
+            let s = _mm512_srai_epi32::<16>(_mm512_shuffle_epi8(_mm512_set1_epi32(s as i32), spread));
+            total[r] = _mm512_add_epi64(total[r], _mm512_mul_epi32(d, s));
+            total[r] = _mm512_add_epi64(total[r], _mm512_mul_epi32(_mm512_srli_epi64::<32>(d), s));
+        }
+    }
+    let mut out = [0; R];
+    for r in 0..R {
+        let excess = by_groups(scales[r], groups, &a.high_sums);
+        let excess = if NARROW { _mm512_slli_epi64::<7>(excess) } else { _mm512_slli_epi64::<15>(excess) };
+        out[r] = _mm512_reduce_add_epi64(_mm512_sub_epi64(total[r], excess));
+    }
+    out
+}
+
+/// Sixteen rows' elements to pairs side by side, see [`Panel::weights`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+pub(super) fn unpack(rows: [&[u8]; BLOCK], nibbles: bool, out: &mut [i16]) {
+    for (g, out) in out.chunks_exact_mut(GROUP * BLOCK).enumerate() {
+        let mut v = [_mm512_setzero_si512(); BLOCK];
+        for (v, row) in v.iter_mut().zip(rows) {
+            *v = if nibbles {
+                let q = match row.get(16 * g..16 * g + 16) {
+                    // SAFETY: sixteen bytes are there.
+                    Some(q) => unsafe { _mm_loadu_si128(q.as_ptr().cast()) },
+                    None => _mm_setzero_si128(),
+                };
+                let low = _mm_and_si128(q, _mm_set1_epi8(15));
+                let high = _mm_and_si128(_mm_srli_epi16::<4>(q), _mm_set1_epi8(15));
+                _mm512_cvtepu8_epi16(_mm256_set_m128i(high, low))
+            } else {
+                let row = row.get(GROUP * g..).unwrap_or_default();
+                let mask = if row.len() >= GROUP { u32::MAX } else { (1 << row.len()) - 1 };
+                // SAFETY: the mask keeps the read within the row.
+                _mm512_cvtepi8_epi16(unsafe { _mm256_maskz_loadu_epi8(mask, row.as_ptr().cast()) })
+            };
+        }
+        transpose(&mut v);
+        for (v, out) in v.iter().zip(out.as_chunks_mut::<32>().0) {
+            // SAFETY: thirty-two elements are there.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *v) };
+        }
+    }
+}
+
+/// Transposes sixteen vectors of sixteen 32-bit elements.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn transpose(v: &mut [__m512i; 16]) {
+    let mut t = *v;
+    for i in 0..8 {
+        t[2 * i] = _mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]);
+        t[2 * i + 1] = _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]);
+    }
+    for i in 0..4 {
+        let [a, b, c, d] = [t[4 * i], t[4 * i + 1], t[4 * i + 2], t[4 * i + 3]];
+        v[4 * i] = _mm512_unpacklo_epi64(a, c);
+        v[4 * i + 1] = _mm512_unpackhi_epi64(a, c);
+        v[4 * i + 2] = _mm512_unpacklo_epi64(b, d);
+        v[4 * i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    // v[4i + j] holds column 4l + j of rows 4i…4i + 3 in lane l.
+    for j in 0..4 {
+        let [a, b, c, d] = [v[j], v[4 + j], v[8 + j], v[12 + j]];
+        let (low0, high0) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xEE>(a, b));
+        let (low1, high1) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xEE>(c, d));
+        t[j] = _mm512_shuffle_i32x4::<0x88>(low0, low1);
+        t[4 + j] = _mm512_shuffle_i32x4::<0xDD>(low0, low1);
+        t[8 + j] = _mm512_shuffle_i32x4::<0x88>(high0, high1);
+        t[12 + j] = _mm512_shuffle_i32x4::<0xDD>(high0, high1);
+    }
+    *v = t;
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+pub(super) fn panel<const P: usize>(p: &Panel, acts: [&[i16]; P], out: &mut [[i64; BLOCK]; P]) {
+    let groups = p.weights.len() / (GROUP * BLOCK);
+    let acts = acts.map(|a| &a[..GROUP * groups]);
+    let scaled = !p.scales.is_empty();
+    assert!(!scaled || p.scales.len() >= BLOCK * groups);
+    let zero = _mm512_setzero_si512();
+    let (mut even, mut odd, mut acc) = ([zero; P], [zero; P], [zero; P]);
+    for g in 0..groups {
+        for j in 0..GROUP / 2 {
+            let at = GROUP / 2 * g + j;
+            // SAFETY: the weights hold 16·groups vectors of 32 elements.
+            let w = unsafe { _mm512_loadu_si512(p.weights.as_ptr().add(32 * at).cast()) };
+            for i in 0..P {
+                // SAFETY: 2·at + 2 ≤ 32·groups, the slice's length.
+                let a = unsafe { acts[i].as_ptr().add(2 * at).cast::<i32>().read_unaligned() };
+                acc[i] = _mm512_dpwssd_epi32(acc[i], w, _mm512_set1_epi32(a));
+            }
+        }
+        if scaled {
+            // SAFETY: sixteen scales per group are there.
+            let s = unsafe { _mm512_loadu_si512(p.scales.as_ptr().add(BLOCK * g).cast()) };
+            let s_odd = _mm512_srli_epi64::<32>(s);
+            for i in 0..P {
+                even[i] = _mm512_add_epi64(even[i], _mm512_mul_epi32(acc[i], s));
+                odd[i] = _mm512_add_epi64(odd[i], _mm512_mul_epi32(_mm512_srli_epi64::<32>(acc[i]), s_odd));
+                acc[i] = zero;
+            }
+        }
+    }
+    for i in 0..P {
+        if !scaled {
+            even[i] = _mm512_srai_epi64::<32>(_mm512_slli_epi64::<32>(acc[i]));
+            odd[i] = _mm512_srai_epi64::<32>(acc[i]);
+        }
+        // Lane l of `even` is row 2l, of `odd` row 2l + 1.
+        let first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+        let second = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+        let (low, high) = out[i].split_at_mut(8);
+        // SAFETY: eight elements each.
+        unsafe {
+            _mm512_storeu_si512(low.as_mut_ptr().cast(), _mm512_permutex2var_epi64(even[i], first, odd[i]));
+            _mm512_storeu_si512(high.as_mut_ptr().cast(), _mm512_permutex2var_epi64(even[i], second, odd[i]));
+        }
+    }
+}

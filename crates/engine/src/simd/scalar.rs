@@ -1,0 +1,93 @@
+//! Portable code; the other files give the same bits.
+
+use sworn_isa::GROUP;
+
+use crate::activation::Activation;
+use crate::panel::{BLOCK, Panel};
+
+#[inline(always)]
+pub(super) fn tile<const R: usize, const C: usize>(
+    rows: [&[i8]; R],
+    cols: [&[i16]; C],
+    k: usize,
+    out: &mut [[i32; C]; R],
+) {
+    for (r, row) in rows.iter().enumerate() {
+        for (c, col) in cols.iter().enumerate() {
+            let products = row[..k].iter().zip(&col[..k]).map(|(w, a)| i32::from(*w) * i32::from(*a));
+            out[r][c] = products.fold(0, i32::wrapping_add);
+        }
+    }
+}
+
+#[inline(always)]
+fn word(bytes: &[u8], i: usize) -> i32 {
+    i32::from(i16::from_be_bytes([bytes[2 * i], bytes[2 * i + 1]]))
+}
+
+#[inline(always)]
+pub(super) fn q4(row: &[u8], groups: usize, a: &Activation) -> i64 {
+    let mut total = 0i64;
+    for (g, a) in a.wide.as_chunks::<GROUP>().0.iter().take(groups).enumerate() {
+        let q = &row[4 * groups + 16 * g..][..16];
+        let (low, high) = a.split_at(16);
+        let (mut dot, mut sum) = (0i32, 0i32);
+        for ((q, low), high) in q.iter().zip(low).zip(high) {
+            dot += i32::from(q & 15) * i32::from(*low) + i32::from(q >> 4) * i32::from(*high);
+            sum += i32::from(*low) + i32::from(*high);
+        }
+        total += i64::from(word(row, g)) * i64::from(dot) + 2 * i64::from(word(row, groups + g)) * i64::from(sum);
+    }
+    total
+}
+
+#[inline(always)]
+pub(super) fn q8(row: &[u8], groups: usize, a: &Activation) -> i64 {
+    let mut total = 0i64;
+    for (g, a) in a.wide.as_chunks::<GROUP>().0.iter().take(groups).enumerate() {
+        let q = &row[2 * groups + GROUP * g..][..GROUP];
+        let dot: i32 = q.iter().zip(a).map(|(q, a)| i32::from(*q as i8) * i32::from(*a)).sum();
+        total += i64::from(word(row, g)) * i64::from(dot);
+    }
+    total
+}
+
+#[inline(always)]
+pub(super) fn panel<const P: usize>(p: &Panel, acts: [&[i16]; P], out: &mut [[i64; BLOCK]; P]) {
+    for (out, a) in out.iter_mut().zip(acts) {
+        *out = [0; BLOCK];
+        for (g, (w, a)) in p.weights.chunks_exact(GROUP * BLOCK).zip(a.as_chunks::<GROUP>().0).enumerate() {
+            let mut dots = [0i32; BLOCK];
+            for (w, a) in w.as_chunks::<{ 2 * BLOCK }>().0.iter().zip(a.as_chunks::<2>().0) {
+                for (dot, w) in dots.iter_mut().zip(w.as_chunks::<2>().0) {
+                    *dot = dot.wrapping_add(i32::from(w[0]) * i32::from(a[0]) + i32::from(w[1]) * i32::from(a[1]));
+                }
+            }
+            for (r, (out, dot)) in out.iter_mut().zip(dots).enumerate() {
+                let scale = p.scales.get(g * BLOCK + r).copied().unwrap_or(1);
+                *out += i64::from(scale) * i64::from(dot);
+            }
+        }
+    }
+}
+
+/// See [`Panel::weights`].
+pub(super) fn unpack(rows: [&[u8]; BLOCK], nibbles: bool, out: &mut [i16]) {
+    for (g, out) in out.chunks_exact_mut(GROUP * BLOCK).enumerate() {
+        for (r, row) in rows.iter().enumerate() {
+            let mut w = [0i16; GROUP];
+            if nibbles {
+                let q = row.get(16 * g..16 * g + 16).unwrap_or_default();
+                for (i, q) in q.iter().enumerate() {
+                    (w[i], w[i + 16]) = (i16::from(q & 15), i16::from(q >> 4));
+                }
+            } else {
+                let q = row.get(GROUP * g..).unwrap_or_default();
+                w.iter_mut().zip(q).for_each(|(w, q)| *w = i16::from(*q as i8));
+            }
+            for (j, w) in w.as_chunks::<2>().0.iter().enumerate() {
+                out[2 * (BLOCK * j + r)..][..2].copy_from_slice(w);
+            }
+        }
+    }
+}

@@ -1,0 +1,210 @@
+use proptest::prelude::*;
+use sworn_isa::{GROUP, GROUP_SCALE_MAX};
+
+use super::*;
+use crate::activation::Forms;
+use crate::linear::Matrix;
+use crate::tensor::View;
+
+const COLS: usize = 4;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Uniform, or one of the ends.
+    fn within(&mut self, lo: i64, hi: i64, extreme: bool) -> i64 {
+        let n = self.next();
+        match n % 4 {
+            0 if extreme => lo,
+            1 | 2 if extreme => hi,
+            _ => lo + ((n >> 8) % (hi - lo + 1) as u64) as i64,
+        }
+    }
+}
+
+fn check<const R: usize, const C: usize>(w: &[Vec<i8>], a: &[Vec<i16>]) -> Result<(), TestCaseError> {
+    let rows: [&[i8]; R] = std::array::from_fn(|r| &w[r][..]);
+    let cols: [&[i16]; C] = std::array::from_fn(|c| &a[c][..]);
+    let mut want = [[0; C]; R];
+    Simd::SCALAR.tile(rows, cols, &mut want);
+    for simd in Simd::all() {
+        let mut got = [[1; C]; R];
+        simd.tile(rows, cols, &mut got);
+        prop_assert_eq!(got, want, "{}", simd.name());
+    }
+    Ok(())
+}
+
+/// A matrix of any format; with `extreme` mostly of the largest magnitudes, all of one sign.
+fn matrix(format: RowFormat, rows: usize, k: usize, extreme: bool, r: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let groups = k / GROUP;
+    let top = i64::from(GROUP_SCALE_MAX);
+    for _ in 0..rows {
+        bytes.extend([0x80, 0, 0, 20]);
+        let sign = if r.next() % 2 == 0 { 1 } else { -1 };
+        let mut words = |n: usize, top: i64, r: &mut Random| {
+            for _ in 0..n {
+                let w = if extreme { sign * top } else { r.within(-top, top, true) };
+                bytes.extend((w as i16).to_be_bytes());
+            }
+        };
+        match format {
+            RowFormat::I8 => {}
+            RowFormat::Q4 => {
+                words(groups, top, r);
+                words(groups, 32767, r);
+            }
+            RowFormat::Q8 => words(groups, top, r),
+        }
+        let n = if format == RowFormat::Q4 { k / 2 } else { k };
+        let lowest = if r.next() % 2 == 0 { -128 } else { 127 };
+        bytes.extend((0..n).map(|_| match (extreme, format) {
+            (true, RowFormat::Q4) => 0xff,
+            (true, _) => lowest as u8,
+            _ => r.next() as u8,
+        }));
+    }
+    bytes
+}
+
+fn activation(k: usize, narrow: bool, extreme: Option<i16>, r: &mut Random) -> Activation {
+    let (lo, hi) = if narrow { (-128, 127) } else { (-32768, 32767) };
+    let a: Vec<i16> = (0..k)
+        .map(|_| match extreme {
+            Some(e) => (i64::from(e)).clamp(lo, hi) as i16,
+            None => r.within(lo, hi, r.0 & 64 == 0) as i16,
+        })
+        .collect();
+    let mut act = Activation::default();
+    let forms = Forms { q4: true, q8: true, sums: true };
+    // A longer vector before leaves nothing behind.
+    act.set(View::I16(&vec![-1; k + 200]), k + 200, forms).unwrap();
+    if narrow {
+        let a: Vec<i8> = a.iter().map(|a| *a as i8).collect();
+        act.set(View::I8(&a), k, forms).unwrap();
+    } else {
+        act.set(View::I16(&a), k, forms).unwrap();
+    }
+    act
+}
+
+/// Σ w·a by the definition of the formats.
+fn sums(m: &Matrix<'_>, a: &Activation) -> Vec<i64> {
+    let mut w = vec![0; m.columns()];
+    let rows = (0..m.rows()).map(|i| {
+        m.weights(i, &mut w).unwrap();
+        let sum: i64 = w.iter().zip(&a.wide).map(|(w, a)| i64::from(*w) * i64::from(*a)).sum();
+        if m.format() == RowFormat::I8 { i64::from(sum as i32) } else { sum }
+    });
+    rows.collect()
+}
+
+fn low(format: RowFormat, sum: i64) -> i64 {
+    if format == RowFormat::I8 { i64::from(sum as i32) } else { sum }
+}
+
+fn all_kernels(m: &Matrix<'_>, acts: &[Activation]) -> Result<(), TestCaseError> {
+    let want: Vec<Vec<i64>> = acts.iter().map(|a| sums(m, a)).collect();
+    let row = |i: usize| m.data(i).unwrap();
+    for simd in Simd::all() {
+        for (a, want) in acts.iter().zip(&want) {
+            let mut got = Vec::new();
+            while got.len() + 4 <= m.rows() {
+                got.extend(simd.dots::<4>(m.format(), std::array::from_fn(|i| row(got.len() + i)), m.columns(), a));
+            }
+            while got.len() < m.rows() {
+                got.extend(simd.dots::<1>(m.format(), [row(got.len())], m.columns(), a));
+            }
+            prop_assert_eq!(&got, want, "{} {:?}", simd.name(), m.format());
+        }
+        let mut panel = Panel::default();
+        // Another matrix before leaves nothing behind.
+        let bytes = [0x7f; 4 + 64];
+        panel.load(&Matrix::with_format(&bytes, 1, 64, 1, 0, RowFormat::I8).unwrap(), 0, simd);
+        for first in (0..m.rows()).step_by(BLOCK) {
+            panel.load(m, first, simd);
+            for r in first..(first + BLOCK).min(m.rows()) {
+                let at = |a: &[[i64; BLOCK]], i: usize| low(m.format(), a[i][r - first]);
+                for width in [1, 2, 4, 8usize] {
+                    let mut out = [[7; BLOCK]; 8];
+                    let take = |f: fn(&Activation) -> &[i16]| -> [&[i16]; 8] {
+                        std::array::from_fn(|i| f(&acts[i % acts.len()]))
+                    };
+                    let (w, c, f) = (take(|a| &a.wide), take(|a| &a.coarse), take(|a| &a.fine));
+                    macro_rules! times {
+                        ($n:literal) => {
+                            panel.times::<$n>(
+                                *w.first_chunk().unwrap(),
+                                *c.first_chunk().unwrap(),
+                                *f.first_chunk().unwrap(),
+                                out.first_chunk_mut().unwrap(),
+                                simd,
+                            )
+                        };
+                    }
+                    match width {
+                        1 => times!(1),
+                        2 => times!(2),
+                        4 => times!(4),
+                        _ => times!(8),
+                    }
+                    for i in 0..width {
+                        let want = want[i % acts.len()][r];
+                        prop_assert_eq!(at(&out, i), want, "{} {:?} panel {}", simd.name(), m.format(), width);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn every_level_gives_the_scalar_sums(k in 0usize..200, seed: u64, extreme: bool) {
+        let mut r = Random(seed | 1);
+        let w: Vec<Vec<i8>> = (0..ROWS).map(|_| (0..k).map(|_| if extreme { -128 } else { r.next() as i8 }).collect()).collect();
+        let a: Vec<Vec<i16>> = (0..COLS).map(|_| (0..k).map(|_| if extreme { i16::MIN } else { r.next() as i16 }).collect()).collect();
+        check::<ROWS, COLS>(&w, &a)?;
+        check::<ROWS, 1>(&w, &a)?;
+        check::<1, COLS>(&w, &a)?;
+        check::<1, 3>(&w, &a)?;
+        check::<1, 1>(&w, &a)?;
+    }
+
+    #[test]
+    fn every_level_multiplies_every_format_as_defined(
+        format in 0i32..3, k in 1usize..300, rows in 1usize..20, seed: u64, extreme: bool, narrow: bool,
+    ) {
+        let format = RowFormat::from_code(format).unwrap();
+        let k = if format == RowFormat::I8 { k } else { k.next_multiple_of(GROUP) };
+        let mut r = Random(seed | 1);
+        let bytes = matrix(format, rows, k, extreme, &mut r);
+        let m = Matrix::with_format(&bytes, rows, k, 1, 0, format).unwrap();
+        let acts: Vec<_> = (0..3).map(|_| activation(k, narrow, None, &mut r)).collect();
+        all_kernels(&m, &acts)?;
+    }
+}
+
+#[test]
+fn the_longest_rows_of_the_largest_values_are_exact() {
+    let mut r = Random(5);
+    for format in RowFormat::ALL {
+        for k in [2048, 2048 + 32, 4096 + 96, 36_864] {
+            let bytes = matrix(format, 5, k, true, &mut r);
+            let m = Matrix::with_format(&bytes, 5, k, 1, 0, format).unwrap();
+            for narrow in [false, true] {
+                let acts = [i16::MIN, i16::MAX, 255, -256, -1].map(|e| activation(k, narrow, Some(e), &mut r));
+                all_kernels(&m, &acts).unwrap();
+            }
+        }
+    }
+}
