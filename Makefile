@@ -10,6 +10,8 @@ export SWORN_ROOT := $(CURDIR)
 FORGE := node_modules/.bin/forge
 # Arguments for `sworn demo`: DEMO_ARGS="--lie MIX --seed 3", DEMO_ARGS=--json
 DEMO_ARGS ?=
+# Arguments for `sworn bench`: BENCH_ARGS=--quick
+BENCH_ARGS ?=
 # Arguments for nextest: TEST_ARGS="-p sworn-isa"
 TEST_ARGS ?=
 
@@ -24,6 +26,10 @@ demo: ## An honest answer paid, a lie proven wrong on chain (DEMO_ARGS="--lie MI
 .PHONY: test
 test: ## Every test: contracts, Rust, end to end
 	@script/test $(TEST_ARGS)
+
+.PHONY: bench
+bench: ## Measure this machine beside llama.cpp, rewrite docs/benchmarks.md (BENCH_ARGS="--quick")
+	@script/bench $(BENCH_ARGS)
 
 .PHONY: setup
 setup: ## Install what is missing (npm packages, cargo-nextest, software Vulkan)

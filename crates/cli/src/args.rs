@@ -1,5 +1,6 @@
 //! The command tree: nouns, then verbs. The doc comments are the help texts.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 
 use alloy::primitives::Address;
@@ -89,6 +90,8 @@ pub(crate) enum Noun {
     Audit(Audit),
     /// Compare the integer model with the float reading of its source: perplexity, agreement
     Eval(Eval),
+    /// Measure this machine: speed beside llama.cpp and candle, the oath's price, audits, memory
+    Bench(Bench),
     /// Keys: make, show
     #[command(subcommand)]
     Key(Key),
@@ -461,6 +464,48 @@ pub(crate) struct Eval {
     /// Tokens of the text to use at most
     #[arg(long, value_name = "N")]
     pub(crate) limit: Option<usize>,
+}
+
+/// Measure this machine: speed beside llama.cpp and candle, the oath's price, audits, memory.
+///
+/// What is compared is measured in turns, each in a process of its own; medians are given with the least and the greatest value.
+/// The machine should be quiet. Takes about ten minutes, two with --quick. `make bench` also builds llama.cpp and rewrites
+/// docs/benchmarks.md.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Bench {
+    /// Model by name or id; peers run the GGUF it was imported from
+    #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Where to execute; peers run on the CPU and are left out beside a GPU
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub(crate) backend: BackendChoice,
+    /// Threads [default: one per processor]
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: Option<NonZeroU16>,
+    /// Repetitions of each comparison [default: 7 beside peers, 15 pairs for the oath, 5 audits]
+    #[arg(long, value_name = "N")]
+    pub(crate) runs: Option<NonZeroU16>,
+    /// Fewer repetitions, short contexts, no larger models
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// The GGUF for the peers and the float reading [default: the file the model was imported from]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) gguf: Option<PathBuf>,
+    /// llama.cpp's llama-bench [default: what script/bench-peers built, or the one on the PATH]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) llama_bench: Option<PathBuf>,
+    /// Also write the result as a page of Markdown
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Measure nothing: read what --json printed
+    #[arg(long, value_name = "FILE")]
+    pub(crate) from: Option<PathBuf>,
+    /// What was measured, for instance a commit; printed with the versions
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) label: Option<String>,
+    /// Measure on request: lines of JSON on stdin and stdout
+    #[arg(long, hide = true)]
+    pub(crate) worker: bool,
 }
 
 /// Keys: make, show.

@@ -2,6 +2,7 @@
 
 mod ask;
 mod audit;
+mod bench;
 mod demo;
 mod devnet;
 mod dispute;
@@ -34,6 +35,7 @@ pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
         Noun::Run(command) => run::run(&settings, command).await,
         Noun::Audit(command) => audit::run(&settings, command).await,
         Noun::Eval(command) => eval::run(&settings, command).await,
+        Noun::Bench(command) => bench::run(&settings, command).await,
         Noun::Key(verb) => key::run(&settings, verb),
         Noun::Devnet(command) => devnet::run(&settings, command).await,
         Noun::Demo(command) => demo::run(&settings, command).await,

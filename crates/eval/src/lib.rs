@@ -3,8 +3,9 @@
 //! Floats are measured here, never used: the float model is computed with candle from the GGUF's tensors, dequantised to f32,
 //! on the same tokens, and its predictions are compared with those of the integer model.
 //!
-//! **Owns** this measurement and the float forward pass it needs. **May depend on** `model`, `engine` and candle, which is
-//! why it is a crate of its own: nothing else pays for candle's build. **Must never** be used to produce an answer.
+//! **Owns** this measurement, the float forward pass it needs, and candle as a [peer](CandlePeer) of benchmarks. **May
+//! depend on** `model`, `engine` and candle, which is why it is a crate of its own: nothing else pays for candle's build.
+//! **Must never** be used to produce an answer.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -17,6 +18,14 @@ use rayon::prelude::*;
 use sworn_model::llama::LlamaConfig;
 
 use sworn_engine::{Backend, EngineError, ExportSink, Result};
+
+mod peer;
+
+pub use peer::{CandlePeer, bytes_per_token};
+
+/// The first chapters of Jane Austen's *Persuasion* (1817, in the public domain): a text for figures that anyone can repeat,
+/// long enough for nine windows of 512 tokens. As printed, so [`unwrap_lines`] belongs before it.
+pub const TEXT: &str = include_str!("../data/persuasion.txt");
 
 /// Fractional bits of a logit.
 const FRACTION: i32 = 14;
@@ -89,6 +98,20 @@ pub fn evaluate(
     options: &Options,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Evaluation> {
+    Ok(evaluate_windows(backend, gguf, tokens, options, progress)?.0)
+}
+
+/// [`evaluate`], with each window's own figures after those of all windows together.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn evaluate_windows(
+    backend: &dyn Backend,
+    gguf: &Path,
+    tokens: &[u32],
+    options: &Options,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Evaluation, Vec<Evaluation>)> {
     let model = backend.model();
     let description = model.description();
     let size = std::fs::metadata(gguf).map_err(|e| reference(format!("{}: {e}", gguf.display())))?.len();
@@ -112,25 +135,29 @@ pub fn evaluate(
     progress(Progress { done: 0, total });
     let float = FloatLlama::open(gguf, description.config)?;
     let mut sum = Sums::default();
+    let mut each = Vec::with_capacity(windows.len());
     for (i, tokens) in windows.iter().enumerate() {
         let mut session = backend.session(window as u32)?;
-        let logits = float.logits(tokens).map_err(candle)?;
+        let logits = float.logits(tokens).map_err(candle_error)?;
         let mut sink = Compare { tokens, float: &logits, rows: Vec::new() };
         session.extend(tokens, 0, &mut sink)?;
         if sink.rows.len() != window {
             return Err(EngineError::Device { backend: backend.name(), message: "it gave no logits".into() });
         }
         sum.add(&sink.rows);
+        let mut own = Sums::default();
+        own.add(&sink.rows);
+        each.push(own.finish());
         progress(Progress { done: ((i + 1) * window) as u32, total });
     }
-    Ok(sum.finish())
+    Ok((sum.finish(), each))
 }
 
 fn reference(message: String) -> EngineError {
     EngineError::Reference(message)
 }
 
-fn candle(e: candle_core::Error) -> EngineError {
+fn candle_error(e: candle_core::Error) -> EngineError {
     reference(e.to_string())
 }
 
@@ -259,7 +286,7 @@ impl FloatLlama {
     fn open(gguf: &Path, config: LlamaConfig) -> Result<Self> {
         let file = File::open(gguf).map_err(|e| reference(format!("{}: {e}", gguf.display())))?;
         let mut file = BufReader::new(file);
-        let content = Content::read(&mut file).map_err(candle)?;
+        let content = Content::read(&mut file).map_err(candle_error)?;
         let device = Device::Cpu;
         let mut tensor = |name: &str| content.tensor(&mut file, name, &device)?.dequantize(&device);
         let mut blocks = Vec::new();
@@ -278,13 +305,13 @@ impl FloatLlama {
                     down: part("ffn_down")?,
                 })
             };
-            blocks.push(block().map_err(candle)?);
+            blocks.push(block().map_err(candle_error)?);
         }
-        let embedding = tensor("token_embd.weight").map_err(candle)?;
-        let norm = tensor("output_norm.weight").map_err(candle)?;
-        let head = if config.tied { embedding.clone() } else { tensor("output.weight").map_err(candle)? };
+        let embedding = tensor("token_embd.weight").map_err(candle_error)?;
+        let norm = tensor("output_norm.weight").map_err(candle_error)?;
+        let head = if config.tied { embedding.clone() } else { tensor("output.weight").map_err(candle_error)? };
         let divisors: Option<Vec<f32>> = match content.tensor_infos.contains_key("rope_freqs.weight") {
-            true => Some(tensor("rope_freqs.weight").and_then(|t| t.flatten_all()?.to_vec1()).map_err(candle)?),
+            true => Some(tensor("rope_freqs.weight").and_then(|t| t.flatten_all()?.to_vec1()).map_err(candle_error)?),
             false => None,
         };
         let frequency = |i: u32| {

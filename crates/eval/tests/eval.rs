@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use sworn_engine::{Cpu, EngineError};
-use sworn_eval::{Options, Progress, evaluate, unwrap_lines};
+use sworn_eval::{CandlePeer, Options, Progress, bytes_per_token, evaluate, evaluate_windows, unwrap_lines};
 use sworn_model::ModelStore;
 
 const TEXT: &str = "Sir Walter Elliot, of Kellynch Hall, in Somersetshire, was a man who, for his own amusement, never took up\n\
@@ -30,8 +30,32 @@ fn smollm2_predicts_what_its_float_reading_predicts() {
     // A hundred tokens only tell the same model from another one.
     assert!(e.ppl_delta_percent.abs() < 4.0 * e.standard_error && e.kl < 0.02 && e.top1_agreement > 0.85);
 
+    let (all, each) = evaluate_windows(&cpu, &gguf, &tokens, &options, &mut |_| {}).unwrap();
+    assert!(all == e && each.len() as u32 == e.tokens / 48 && each.iter().all(|w| w.tokens == 48));
+    let mean = each.iter().map(|w| w.ppl_integer.ln()).sum::<f64>() / each.len() as f64;
+    assert!((mean - e.ppl_integer.ln()).abs() < 1e-9, "windows of one length weigh the same");
+
     let few = evaluate(&cpu, &gguf, &tokens[..47], &options, &mut |_| {});
     assert!(matches!(few, Err(EngineError::Request(_))));
     let other = evaluate(&cpu, file!().as_ref(), &tokens, &options, &mut |_| {});
     assert!(matches!(other, Err(EngineError::Reference(_))));
+}
+
+#[test]
+fn smollm2_in_candle_continues_the_text() {
+    let store = ModelStore::from_env().unwrap();
+    let model = sworn_model::pull("smollm2-135m", store.home(), &mut |_| {}).unwrap();
+    let gguf = store.source_file("smollm2-135m").unwrap();
+    // Its head is its embedding, so only names and metadata of the file are not read.
+    let (file, read) = (gguf.metadata().unwrap().len(), bytes_per_token(&gguf).unwrap());
+    assert!(read < file && file - read < 4 << 20, "{read} of {file}");
+    let mut peer = CandlePeer::open(&gguf).unwrap();
+    let tokens = model.encode_text("one two three four five six seven eight").unwrap();
+    let next = peer.extend(&tokens).unwrap();
+    assert_eq!(model.encode_text(" nine").unwrap(), [next]);
+    peer.clear();
+    assert_eq!(tokens.iter().map(|t| peer.extend(&[*t]).unwrap()).last(), Some(next));
+    let too_many = vec![0; 1 << 13];
+    assert!(matches!(peer.extend(&too_many), Err(EngineError::Reference(_))));
+    assert!(matches!(CandlePeer::open(file!().as_ref()), Err(EngineError::Reference(_))));
 }
