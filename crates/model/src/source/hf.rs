@@ -4,6 +4,8 @@
 //! is which tensors there must be, and that none is there twice.
 
 mod names;
+#[cfg(test)]
+mod tests;
 mod text;
 
 use std::{
