@@ -8,6 +8,7 @@ import {Attention} from "./lib/Attention.sol";
 import {Descriptor, Head} from "./lib/Descriptor.sol";
 import {Ops} from "./lib/Ops.sol";
 import {Reader, Step} from "./lib/Reader.sol";
+import {Selection} from "./lib/Selection.sol";
 import {Slice} from "./lib/Slice.sol";
 import {Trees} from "./lib/Trees.sol";
 
@@ -34,7 +35,8 @@ contract StepVerifier is IStepVerifier {
         computed = compute(s, claimed);
 
         if (s.cursor != witness.reads.length) revert ReadCount(witness.reads.length, s.cursor);
-        if (witness.hint != 0 && s.head.opcode() != 21) revert UnexpectedHint(witness.hint);
+        uint256 opcode = s.head.opcode();
+        if (witness.hint != 0 && opcode != 21 && opcode != 32) revert UnexpectedHint(witness.hint);
     }
 
     /// @dev where the claim is
@@ -105,13 +107,26 @@ contract StepVerifier is IStepVerifier {
             if (opcode == 13) return Attention.scores(s);
             if (opcode == 14) return Attention.rowMax(s);
             return Attention.exp(s);
-        } else {
+        } else if (opcode < 22) {
             if (opcode == 16) return Attention.rowSum(s);
             if (opcode == 17) return Attention.prob(s);
             if (opcode == 18) return Attention.mix(s);
-            if (opcode == 19) return Ops.siluMul(s);
+            if (opcode == 19) return Ops.gated(s, false);
             if (opcode == 20) return Ops.add(s);
-            if (opcode == 21) return Ops.select(s, claimed);
+            return Selection.select(s, claimed);
+        } else if (opcode < 27) {
+            if (opcode == 22) return Ops.dequant(s);
+            if (opcode == 23) return Ops.gated(s, true);
+            if (opcode == 24) return Ops.softCap(s);
+            if (opcode == 25) return Attention.window(s);
+            return Selection.temper(s);
+        } else {
+            if (opcode == 27) return Ops.groupMax(s);
+            if (opcode == 28) return Selection.histogram(s);
+            if (opcode == 29) return Ops.groupSum(s);
+            if (opcode == 30) return Selection.cut(s);
+            if (opcode == 31) return Selection.threshold(s);
+            if (opcode == 32) return Selection.sample(s, claimed);
         }
         revert Malformed(opcode);
     }

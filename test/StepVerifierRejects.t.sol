@@ -126,7 +126,7 @@ contract StepVerifierRejectsTest is Judging {
     // -------------------------------------------------------------------------------------------------- descriptor
 
     function test_opcodes_that_do_not_exist() public {
-        uint8[3] memory codes = [0, 22, 255];
+        uint8[3] memory codes = [0, 33, 255];
         for (uint256 i; i < 3; i++) {
             d.opcode = codes[i];
             refused(malformed());

@@ -58,7 +58,7 @@ library Attention {
     function exp(Step memory s) internal pure returns (int256) {
         int256 x = rowValue(s);
         int256 m = rowStatistic(s);
-        return int256(Ops.exp2neg(s, Fixed.unsigned(m - x)));
+        return int256(Ops.exp2neg(s, 2, Fixed.unsigned(m - x)));
     }
 
     /// @dev 16: running sum
@@ -96,6 +96,16 @@ library Attention {
             uint256 at = s.element % inner / g / per * g + s.element % g;
             return s.cached(1, inner / g / per * g, at, 1, first, len);
         }
+    }
+
+    /// @dev 25: scores of the last positions only
+    function window(Step memory s) internal pure returns (int256) {
+        s.head.check(s.head.div() == 1 && s.head.inner() == 1);
+        uint256 width = Fixed.unsigned(s.value(1, 1, 0));
+        unchecked {
+            if (s.element % (s.position + 1) + width <= s.position) return -int256(Fixed.CL);
+        }
+        return s.value(0, s.count, s.element);
     }
 
     // --------------------------------------------------------------------------------------------------- shared

@@ -12,6 +12,10 @@ library Fixed {
     uint256 internal constant CL = (1 << 30) - 1;
     /// @notice log2 e in Q14
     uint256 internal constant LOG2_E = 23637;
+    /// @notice 0.044715 in Q15, the cubic term of GELU
+    uint256 internal constant GELU_CUBIC = 1465;
+    /// @notice √(2/π)·log2 e / 2 in Q15: doubled and read in Q13, its slope
+    uint256 internal constant GELU_SLOPE = 18860;
 
     // ------------------------------------------------------------------------------------------------ words
 
@@ -90,6 +94,16 @@ library Fixed {
     /// @notice ±mulrs of the magnitude of `x` under its sign
     function smulrs(int256 x, uint256 b, int256 s) internal pure returns (int256) {
         return signed(mulrs(abs(x), b, s), x < 0);
+    }
+
+    /// @notice ±((|acc| + 2^(r−1)) >> r), or acc itself for r = 0, in 32 bits
+    function narrow(int256 acc, uint256 r) internal pure returns (int256) {
+        unchecked {
+            uint256 m = abs(acc);
+            if (r != 0) m = (m + (1 << (r - 1))) >> r;
+            if (m > uint32(type(int32).max)) revert IStepVerifier.ValueRange(acc);
+            return signed(m, acc < 0);
+        }
     }
 
     // ---------------------------------------------------------------------------------------------------- roots
@@ -237,6 +251,25 @@ library Fixed {
             uint256 sigma = ((1 << 30) + (den >> 1)) / den;
             if (g < 0) sigma = 32768 - sigma;
             return signed(mulrs(mul15r(abs(g), sigma), abs(u), 14), (g < 0) != (u < 0));
+        }
+    }
+
+    /// @notice 2·√(2/π)·log2 e·|g|·(1 + 0.044715·g²) in Q13: with the `exp2neg` of it `siluMul` is GELU's tanh form
+    function geluExponent(int256 g) internal pure returns (uint256) {
+        unchecked {
+            // From 16 on the exponential is 0 anyway.
+            uint256 a = min(abs(g), (1 << 18) - 1);
+            uint256 c = 32768 + mul15r(((a >> 3) * (a >> 3)) >> 7, GELU_CUBIC);
+            return 2 * mul15r(mulrs(a, c, 15), GELU_SLOPE);
+        }
+    }
+
+    /// @notice cap·tanh from `e`, the exponential
+    function softCap(int256 x, uint256 cap, uint256 e) internal pure returns (int256) {
+        unchecked {
+            e = min(e, 32768);
+            uint256 den = 32768 + e;
+            return signed(mul15r(cap, (((32768 - e) << 15) + (den >> 1)) / den), x < 0);
         }
     }
 

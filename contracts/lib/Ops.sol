@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {IStepVerifier} from "../interfaces/IStepVerifier.sol";
 import {Head} from "./Descriptor.sol";
 import {Fixed} from "./Fixed.sol";
 import {Step} from "./Reader.sol";
+import {Rows} from "./Rows.sol";
 import {Slice} from "./Slice.sol";
 
 /// @title Ops
@@ -17,7 +17,7 @@ library Ops {
     function embed(Step memory s) internal pure returns (int256) {
         uint256 token = s.token(0);
         (uint256 m, int256 sh, Slice row) = s.weights(1, s.head.size(0), token, s.count);
-        return Fixed.smulrs(row.get(s.element), m, sh);
+        return Fixed.smulrs(Rows.weight(row, uint256(s.head.param(3)), s.count, s.element), m, sh);
     }
 
     /// @dev 2: largest magnitude of a group
@@ -35,23 +35,24 @@ library Ops {
         unchecked {
             uint256 g = s.head.size(0);
             Slice x = s.tensor(0, (s.count >> 1) * g, (s.element >> 1) * g, g);
-            uint256 sum = x.sumSquares(g, Fixed.normShift(Fixed.unsigned(s.value(1, 1, 0))));
+            uint256 max =
+                Fixed.unsigned(s.head.param(1) == 0 ? s.value(1, 1, 0) : s.value(1, s.count >> 1, s.element >> 1));
+            uint256 sum = x.sumSquares(g, Fixed.normShift(max));
             return int256(s.element & 1 == 0 ? sum >> 16 : sum & 65535);
         }
     }
 
-    /// @dev 4: root of all groups' sums of squares, and its exponent
+    /// @dev 4: root of some groups' sums of squares, and its exponent
     function rms(Step memory s) internal pure returns (int256) {
         unchecked {
-            s.head.check(s.count == 2);
             uint256 g = s.head.size(1);
-            Slice parts = s.tensor(0, 2 * g, 0, 2 * g);
+            Slice parts = s.tensor(0, s.count * g, (s.element >> 1) * 2 * g, 2 * g);
             uint256 sum;
             for (uint256 i; i < g; ++i) {
                 sum += (Fixed.unsigned(parts.get(2 * i)) << 16) + Fixed.unsigned(parts.get(2 * i + 1));
             }
-            (uint256 r, int256 k) = Fixed.rms(sum, Fixed.unsigned(s.value(1, 1, 0)), s.head.size(0));
-            return s.element == 0 ? int256(r) : k;
+            (uint256 r, int256 k) = Fixed.rms(sum, groupMaximum(s, 1), s.head.size(0));
+            return s.element & 1 == 0 ? int256(r) : k;
         }
     }
 
@@ -59,8 +60,8 @@ library Ops {
     function gain(Step memory s) internal pure returns (int256) {
         unchecked {
             uint256 n = s.head.size(0);
-            int256 x = s.value(0, n, s.element);
-            return Fixed.smul15r(x, s.value(1, n + 1, s.element));
+            int256 x = s.value(0, s.count, s.element);
+            return Fixed.smul15r(x, s.value(1, n + 1, s.element % n));
         }
     }
 
@@ -76,7 +77,7 @@ library Ops {
     /// @dev 7: scale of a quantised group
     function quantScale(Step memory s) internal pure returns (int256) {
         unchecked {
-            (uint256 m, int256 e) = Fixed.quantScale(groupMaximum(s), bits(s));
+            (uint256 m, int256 e) = Fixed.quantScale(groupMaximum(s, 0), bits(s));
             return s.element & 1 == 0 ? int256(m) : e + s.head.param(0);
         }
     }
@@ -84,12 +85,11 @@ library Ops {
     /// @dev 8: scale of a normalised, quantised vector
     function normScale(Step memory s) internal pure returns (int256) {
         unchecked {
-            s.head.check(s.count == 2);
-            (uint256 m, int256 e) = Fixed.quantScale(Fixed.unsigned(s.value(0, 1, 0)), bits(s));
-            Slice root = s.tensor(1, 2, 0, 2);
+            (uint256 m, int256 e) = Fixed.quantScale(groupMaximum(s, 0), bits(s));
+            Slice root = s.tensor(1, s.count, s.element & ~uint256(1), 2);
             uint256 n = s.head.size(0);
             (m, e) = Fixed.normScale(m, e, Fixed.mantissa(root.get(0)), root.get(1), s.value(2, n + 1, n));
-            return s.element == 0 ? int256(m) : e;
+            return s.element & 1 == 0 ? int256(m) : e;
         }
     }
 
@@ -100,7 +100,8 @@ library Ops {
             Slice a = s.tensor(0, k, 0, k);
             Slice scale = s.tensor(1, 2, 0, 2);
             (uint256 m, int256 sh, Slice row) = s.weights(2, s.count, s.element, k);
-            return Fixed.smulrs(row.dot(a, k), Fixed.mantissa(scale.get(0)) * m, sh - scale.get(1));
+            int256 acc = Rows.dot(row, uint256(s.head.param(3)), a, k);
+            return Fixed.smulrs(acc, Fixed.mantissa(scale.get(0)) * m, sh - scale.get(1));
         }
     }
 
@@ -122,7 +123,7 @@ library Ops {
     /// @dev 11: an 8-bit group's scale times the attention constant
     function scaleQ(Step memory s) internal pure returns (int256) {
         unchecked {
-            (uint256 m, int256 e) = Fixed.quantScale(groupMaximum(s), 8);
+            (uint256 m, int256 e) = Fixed.quantScale(groupMaximum(s, 0), 8);
             (m, e) = Fixed.scaleProduct(m, e + s.head.param(0), Fixed.mantissa(s.head.param(1)), s.head.param(2));
             return s.element & 1 == 0 ? int256(m) : e;
         }
@@ -133,11 +134,12 @@ library Ops {
         return Fixed.toFixed(s.value(0, s.count, s.element), s.head.size(0));
     }
 
-    /// @dev 19: gated activation
-    function siluMul(Step memory s) internal pure returns (int256) {
+    /// @dev 19, 23: gated activation
+    /// @param gelu GELU in its tanh form instead of SiLU
+    function gated(Step memory s, bool gelu) internal pure returns (int256) {
         int256 g = s.value(0, s.count, s.element);
         int256 u = s.value(1, s.count, s.element);
-        return Fixed.siluMul(g, u, exp2neg(s, Fixed.siluExponent(g)));
+        return Fixed.siluMul(g, u, exp2neg(s, 2, gelu ? Fixed.geluExponent(g) : Fixed.siluExponent(g)));
     }
 
     /// @dev 20: residual addition
@@ -146,34 +148,54 @@ library Ops {
         return Fixed.addClamp(x, s.value(1, s.count, s.element));
     }
 
-    /// @dev 21: greedy selection
-    /// @param claimed the value of the claimed element itself, which this opcode reads
-    function select(Step memory s, int256 claimed) internal pure returns (int256) {
-        s.head.check(s.count == 1);
-        uint32 hint = s.witness().hint;
-        int256 token = int256(s.token(1));
-        if (token != claimed) {
-            if (hint != 0) revert IStepVerifier.UnexpectedHint(hint);
-            return token;
+    /// @dev 22: quantised back to Q14
+    function dequant(Step memory s) internal pure returns (int256) {
+        int256 a = s.value(0, s.count, s.element);
+        Slice scale = s.tensor(1, 2, 0, 2);
+        unchecked {
+            return Fixed.smulrs(a, Fixed.mantissa(scale.get(0)), -scale.get(1) - s.head.param(0));
         }
-        uint256 c = uint256(claimed);
-        uint256 n = s.head.size(0);
-        int256 chosen = s.value(0, n, c);
-        int256 other = s.value(0, n, hint);
-        return other > chosen || (other == chosen && hint < c) ? int256(uint256(hint)) : claimed;
+    }
+
+    /// @dev 24: smooth bound on a magnitude
+    function softCap(Step memory s) internal pure returns (int256) {
+        int256 x = s.value(0, s.count, s.element);
+        uint256 d = Fixed.mulrs(Fixed.abs(x), Fixed.mantissa(s.head.param(1)), s.head.param(2));
+        return Fixed.softCap(x, s.head.size(0), exp2neg(s, 1, d));
+    }
+
+    /// @dev 27: largest element of a group
+    function groupMax(Step memory s) internal pure returns (int256) {
+        (Slice x, uint256 g) = group(s);
+        return x.max(g);
+    }
+
+    /// @dev 29: sum of a group
+    function groupSum(Step memory s) internal pure returns (int256) {
+        (Slice x, uint256 g) = group(s);
+        return x.sum(g);
     }
 
     // --------------------------------------------------------------------------------------------------- shared
 
-    /// @notice 2^(−d) from the two entries of the table, operand 2, that it lies between
-    function exp2neg(Step memory s, uint256 d) internal pure returns (uint256) {
-        Slice t = s.tensor(2, 257, Fixed.exp2negIndex(d), 2);
+    /// @notice 2^(−d) from the two entries of the table, operand `k`, that it lies between
+    function exp2neg(Step memory s, uint256 k, uint256 d) internal pure returns (uint256) {
+        Slice t = s.tensor(k, 257, Fixed.exp2negIndex(d), 2);
         return Fixed.exp2neg(d, Fixed.unsigned(t.get(0)), Fixed.unsigned(t.get(1)));
     }
 
-    function groupMaximum(Step memory s) private pure returns (uint256) {
+    /// @dev the element of operand `k` for the judged element's group
+    function groupMaximum(Step memory s, uint256 k) private pure returns (uint256) {
         unchecked {
-            return Fixed.unsigned(s.value(0, s.count >> 1, s.element >> 1));
+            return Fixed.unsigned(s.value(k, s.count >> 1, s.element >> 1));
+        }
+    }
+
+    /// @dev the judged element's group of parameter 0 elements
+    function group(Step memory s) private pure returns (Slice, uint256 g) {
+        unchecked {
+            g = s.head.size(0);
+            return (s.tensor(0, s.count * g, s.element * g, g), g);
         }
     }
 

@@ -5,6 +5,7 @@ import {ModelShape} from "../interfaces/IModels.sol";
 import {IStepVerifier, Read, TraceContext, Witness} from "../interfaces/IStepVerifier.sol";
 import {ITrees} from "../interfaces/ITrees.sol";
 import {Descriptor, Head, Kind, Operand} from "./Descriptor.sol";
+import {Rows} from "./Rows.sol";
 import {Dtype, Slice, Slices} from "./Slice.sol";
 import {Trees} from "./Trees.sol";
 
@@ -223,17 +224,20 @@ library Reader {
     // --------------------------------------------------------------------------------------------- weights, tokens
 
     /// @notice row `i` of the weight matrix of operand `k`, which has `rowCount` rows of `len` elements
-    /// @dev Opcodes with a matrix have its scale column in parameter 1 and the number of columns in parameter 2.
+    /// @dev Opcodes with a matrix have its scale column in parameter 1, the number of columns in parameter 2 and the format of
+    /// its rows in parameter 3.
     /// @return m mantissa of the row's scale
     /// @return sh its shift
-    /// @return elements the row's elements
+    /// @return elements what follows the scale pairs
     function weights(Step memory s, uint256 k, uint256 rowCount, uint256 i, uint256 len)
         internal
         pure
         returns (uint256 m, int256 sh, Slice elements)
     {
         uint256 columns = s.head.size(2);
-        uint256 at = weightRow(s, k, rowCount, i, 4 * columns + len);
+        uint256 format = uint256(s.head.param(3));
+        s.head.check(Rows.fits(format, len));
+        uint256 at = weightRow(s, k, rowCount, i, 4 * columns + Rows.size(format, len));
         int256 column = s.head.param(1);
         s.head.check(column >= 0 && column < int256(columns));
         unchecked {
@@ -281,12 +285,49 @@ library Reader {
             }
         }
         if (at >= n) revert IStepVerifier.NoSuchOperand(Kind.TOKEN, at, n);
-        Read calldata r = next(s);
         // Tokens are unsigned; below 2^31 that is the same, and no vocabulary is larger.
-        (Slice slice, bytes32 root) = pages(r.data, r.proof, run(Dtype.I32, n, at, 1));
+        return uint32(int32(tokens(s, n, expected, at, 1).get(0)));
+    }
+
+    /// @notice whether token `wanted` is among those of operand `k` at positions [first, end)
+    function holds(Step memory s, uint256 k, uint256 first, uint256 end, uint256 wanted) internal pure returns (bool) {
+        Operand o = Descriptor.operand(s.operands, k);
+        if (o.kind() != Kind.TOKEN) revert IStepVerifier.WrongKind(k, o.kind());
+        TraceContext calldata c = s.trace();
+        uint256 n = c.nIn;
+        bool found;
+        if (first < n) found = among(s, n, c.inputHash, first, end < n ? end : n, wanted);
+        if (end > n) {
+            unchecked {
+                found = among(s, c.nOut, c.outputHash, first > n ? first - n : 0, end - n, wanted) || found;
+            }
+        }
+        return found;
+    }
+
+    /// @dev the same in one of the two sequences, which has `n` tokens
+    function among(Step memory s, uint256 n, bytes32 hash, uint256 first, uint256 end, uint256 wanted)
+        private
+        pure
+        returns (bool)
+    {
+        if (end > n) revert IStepVerifier.NoSuchOperand(Kind.TOKEN, end, n);
+        unchecked {
+            return tokens(s, n, hash, first, end - first).contains(end - first, int256(wanted));
+        }
+    }
+
+    /// @dev `len` tokens from `first` on of the sequence of `n` that hashes to `expected`
+    function tokens(Step memory s, uint256 n, bytes32 expected, uint256 first, uint256 len)
+        private
+        pure
+        returns (Slice slice)
+    {
+        Read calldata r = next(s);
+        bytes32 root;
+        (slice, root) = pages(r.data, r.proof, run(Dtype.I32, n, first, len));
         noLeaves(r);
-        same(keccak256(abi.encodePacked(Trees.TAG_TOKENS, uint32(n), root)), expected);
-        return uint32(int32(slice.get(0)));
+        same(Trees.sequenceHash(n, root), expected);
     }
 
     // --------------------------------------------------------------------------------------------------- shared

@@ -2,6 +2,7 @@
 pragma solidity ^0.8.28;
 
 import {IMarket} from "../interfaces/IMarket.sol";
+import {Fixed} from "./Fixed.sol";
 
 /// @title Sampling
 /// @notice The sampling parameters of a job: docs/instruction-set.md ("Sampling").
@@ -53,5 +54,42 @@ library Sampling {
     /// @notice of logits of tokens that were there lately, Q12; 0: none
     function penalty(uint256 word) internal pure returns (uint256) {
         return parameter(word, 4);
+    }
+
+    // --------------------------------------------------------------------------------------------------- noise
+
+    /// @notice the word behind the noise of token `j` at position `t`, at least 1
+    function noiseWord(bytes32 seed, uint256 t, uint256 j) internal pure returns (uint256 v) {
+        unchecked {
+            uint256 place = (t << 224) | (j >> 3 << 192);
+            assembly ("memory-safe") {
+                mstore(0, seed)
+                mstore(32, place)
+                v := keccak256(0, 40)
+            }
+            v = uint32(v >> (32 * (7 - (j & 7))));
+            if (v == 0) v = 1;
+        }
+    }
+
+    /// @notice the index n of the table entries n and n + 1 that the noise of word `v` lies between
+    function noiseIndex(uint256 v) internal pure returns (uint256) {
+        unchecked {
+            return (Fixed.bitlen(v) - 1) * 256 + (fraction(v) >> 6);
+        }
+    }
+
+    /// @notice the noise of word `v` from these two entries
+    function noise(uint256 v, int256 t0, int256 t1) internal pure returns (int256) {
+        unchecked {
+            return t0 - (((t0 - t1) * int256(fraction(v) & 63) + 32) >> 6);
+        }
+    }
+
+    /// @dev the 14 bits after the leading one
+    function fraction(uint256 v) private pure returns (uint256) {
+        unchecked {
+            return ((v << (33 - Fixed.bitlen(v))) & 0xffffffff) >> 18;
+        }
     }
 }

@@ -177,8 +177,9 @@ library Slices {
 
     /// @notice the largest of `n` ≥ 1 elements
     function max(Slice s, uint256 n) internal pure returns (int256 m) {
-        m = get(s, 0);
         (uint256 at, uint256 w, uint256 top) = layout(s);
+        if (w == 4) return max32(at, n);
+        m = get(s, 0);
         assembly ("memory-safe") {
             let shift := sub(256, shl(3, w))
             for { let end := add(at, mul(n, w)) } lt(at, end) { at := add(at, w) } {
@@ -191,11 +192,103 @@ library Slices {
     /// @notice the sum of `n` elements
     function sum(Slice s, uint256 n) internal pure returns (int256 total) {
         (uint256 at, uint256 w, uint256 top) = layout(s);
+        if (w == 4) return sum32(at, n);
         assembly ("memory-safe") {
             let shift := sub(256, shl(3, w))
             for { let end := add(at, mul(n, w)) } lt(at, end) { at := add(at, w) } {
                 total := add(total, signextend(top, shr(shift, calldataload(at))))
             }
+        }
+    }
+
+    /// @notice whether `v` is one of `n` elements
+    function contains(Slice s, uint256 n, int256 v) internal pure returns (bool) {
+        unchecked {
+            for (uint256 i; i < n; ++i) {
+                if (get(s, i) == v) return true;
+            }
+        }
+        return false;
+    }
+
+    // On I32, in lanes as above. An element with its sign bit flipped is larger by 2^31 and unsigned, so the order stays; elements
+    // beyond the end become zero, the least there is.
+
+    function max32(uint256 at, uint256 n) private pure returns (int256 m) {
+        assembly ("memory-safe") {
+            let lanes := 0
+            for { let end := add(at, shl(2, n)) } lt(at, end) { at := add(at, 32) } {
+                let x := xor(calldataload(at), 0x8000000080000000800000008000000080000000800000008000000080000000)
+                let left := sub(end, at)
+                if lt(left, 32) {
+                    let drop := shl(3, sub(32, left))
+                    x := shl(drop, shr(drop, x))
+                }
+                for { let set := 0 } lt(set, 64) { set := add(set, 32) } {
+                    let u := and(shr(set, x), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+                    // as in `maxAbs32`
+                    let stays :=
+                        and(
+                            shr(
+                                32,
+                                sub(or(lanes, 0x0000000100000000000000010000000000000001000000000000000100000000), u)
+                            ),
+                            0x0000000000000001000000000000000100000000000000010000000000000001
+                        )
+                    lanes := xor(u, and(xor(u, lanes), mul(stays, 0xffffffff)))
+                }
+            }
+            for {} lanes { lanes := shr(64, lanes) } {
+                let u := and(lanes, 0xffffffff)
+                if gt(u, m) { m := u }
+            }
+            m := sub(m, 0x80000000)
+        }
+    }
+
+    function sum32(uint256 at, uint256 n) private pure returns (int256 total) {
+        assembly ("memory-safe") {
+            let lanes := 0
+            for { let end := add(at, shl(2, n)) } lt(at, end) { at := add(at, 32) } {
+                let x := xor(calldataload(at), 0x8000000080000000800000008000000080000000800000008000000080000000)
+                let left := sub(end, at)
+                if lt(left, 32) {
+                    let drop := shl(3, sub(32, left))
+                    x := shl(drop, shr(drop, x))
+                }
+                lanes := add(lanes, and(x, 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff))
+                lanes := add(lanes, and(shr(32, x), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff))
+            }
+            total := shr(192, mul(lanes, 0x0000000000000001000000000000000100000000000000010000000000000001))
+            total := sub(total, shl(31, n))
+        }
+    }
+
+    /// @notice how many of `n` elements, I32, are at least `least`
+    function atLeast(Slice s, uint256 n, int256 least) internal pure returns (uint256 count) {
+        if (dtypeOf(s) != Dtype.I32) revert IStepVerifier.DtypePair(dtypeOf(s), Dtype.I32);
+        if (least <= type(int32).min) return n;
+        if (least > type(int32).max) return 0;
+        uint256 at = uint64(Slice.unwrap(s));
+        assembly ("memory-safe") {
+            // 2^32 less the bound, in every lane: its sum with an element has bit 32 where the element is not smaller. No element
+            // beyond the end is counted, since the bound is not the least.
+            let bound := sub(0x80000000, least)
+            bound := mul(bound, 0x0000000000000001000000000000000100000000000000010000000000000001)
+            let lanes := 0
+            for { let end := add(at, shl(2, n)) } lt(at, end) { at := add(at, 32) } {
+                let x := xor(calldataload(at), 0x8000000080000000800000008000000080000000800000008000000080000000)
+                let left := sub(end, at)
+                if lt(left, 32) {
+                    let drop := shl(3, sub(32, left))
+                    x := shl(drop, shr(drop, x))
+                }
+                let u := add(and(x, 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff), bound)
+                lanes := add(lanes, and(shr(32, u), 0x0000000000000001000000000000000100000000000000010000000000000001))
+                u := add(and(shr(32, x), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff), bound)
+                lanes := add(lanes, and(shr(32, u), 0x0000000000000001000000000000000100000000000000010000000000000001))
+            }
+            count := shr(192, mul(lanes, 0x0000000000000001000000000000000100000000000000010000000000000001))
         }
     }
 

@@ -119,7 +119,17 @@ library Trees {
 
     /// @notice the hash of a token sequence, given as big-endian u32 each
     function tokensHash(bytes calldata tokens) internal pure returns (bytes32) {
-        return keccak256(abi.encodePacked(TAG_TOKENS, uint32(tokens.length / 4), tensorRoot(tokens)));
+        return sequenceHash(tokens.length / 4, tensorRoot(tokens));
+    }
+
+    /// @notice the same of `n` tokens, below 2^32, whose tensor has this root
+    function sequenceHash(uint256 n, bytes32 root) internal pure returns (bytes32 hash) {
+        assembly ("memory-safe") {
+            mstore8(0, TAG_TOKENS)
+            mstore(1, shl(224, n))
+            mstore(5, root)
+            hash := keccak256(0, 37)
+        }
     }
 
     // ---------------------------------------------------------------------------------------------------- trees

@@ -107,6 +107,59 @@ library Naive {
         return (g < 0) == (u < 0) ? z : -z;
     }
 
+    function geluMul(int256 g, int256 u, uint256[] memory t) internal pure returns (int256) {
+        uint256 den = 32768 + exp2neg(geluExponent(g), t);
+        uint256 sigma = (2 ** 30 + den / 2) / den;
+        if (g < 0) sigma = 32768 - sigma;
+        int256 z = int256(mulrs(rounded(mag(g) * sigma, 15), mag(u), 14));
+        return (g < 0) == (u < 0) ? z : -z;
+    }
+
+    function geluExponent(int256 g) internal pure returns (uint256) {
+        uint256 a = mag(g) > 2 ** 18 - 1 ? 2 ** 18 - 1 : mag(g);
+        uint256 c = 32768 + rounded((a / 8) ** 2 / 128 * 1465, 15);
+        return 2 * rounded(mulrs(a, c, 15) * 18860, 15);
+    }
+
+    function softCap(int256 x, uint256 cap, uint256 m, int256 sh, uint256[] memory t) internal pure returns (int256) {
+        uint256 e = exp2neg(mulrs(mag(x), m, sh), t);
+        uint256 den = 32768 + e;
+        int256 y = int256(rounded(cap * (((32768 - e) * 32768 + den / 2) / den), 15));
+        return x < 0 ? -y : y;
+    }
+
+    /// weight k of a row that was encoded as scales, minima (Q4) and numbers
+    function weight(int256 s, int256 m, int256 q) internal pure returns (int256) {
+        return s * q + 2 * m;
+    }
+
+    function narrow(int256 acc, uint256 r) internal pure returns (int256) {
+        int256 y = int256(rounded(mag(acc), r));
+        return acc < 0 ? -y : y;
+    }
+
+    function noiseWord(bytes32 seed, uint256 t, uint256 j) internal pure returns (uint256 v) {
+        bytes32 hash = keccak256(abi.encodePacked(seed, uint32(t), uint32(j / 8)));
+        for (uint256 k = 4 * (j % 8); k < 4 * (j % 8) + 4; ++k) {
+            v = v * 256 + uint8(hash[k]);
+        }
+        if (v == 0) v = 1;
+    }
+
+    /// index into the noise table, and how many 64ths of the way to the next entry
+    function noisePlace(uint256 v) internal pure returns (uint256 n, uint256 part) {
+        uint256 bits = bitlen(v);
+        // The bits after the leading one, as 14.
+        uint256 f = (v - 2 ** (bits - 1)) * 2 ** 32 / 2 ** (bits - 1) / 2 ** 18;
+        return ((bits - 1) * 256 + f / 64, f % 64);
+    }
+
+    function noise(uint256 v, int256 t0, int256 t1) internal pure returns (int256) {
+        (, uint256 part) = noisePlace(v);
+        int256 x = (t0 - t1) * int256(part) + 32;
+        return t0 - (x >= 0 ? x / 64 : -((63 - x) / 64));
+    }
+
     function addClamp(int256 x, int256 y) internal pure returns (int256) {
         int256 z = x + y;
         return z > CL ? CL : z < -CL ? -CL : z;

@@ -57,6 +57,9 @@ abstract contract World is Test {
     uint256 internal rowIndex;
     Read[] internal reads;
     uint32 internal hint;
+    /// how the run samples
+    uint256 internal sampling;
+    bytes32 internal seed;
 
     // ------------------------------------------------------------------------------------------------- encoding
 
@@ -222,6 +225,8 @@ abstract contract World is Test {
         c.layersRoot = NaiveTree.root(layerRoots());
         c.nIn = nIn;
         c.nOut = nOut;
+        c.sampling = sampling;
+        c.seed = seed;
         if (tokens.length > 0) {
             c.inputHash = keccak256(abi.encodePacked(bytes1(0x08), nIn, tensorRoot(sequence(0, nIn))));
             c.outputHash = keccak256(abi.encodePacked(bytes1(0x08), nOut, tensorRoot(sequence(nIn, nOut))));
@@ -314,9 +319,14 @@ abstract contract World is Test {
     }
 
     function readToken(uint256 at) internal {
+        readTokens(at, 1);
+    }
+
+    /// @dev all of the prompt or all of the output
+    function readTokens(uint256 at, uint256 n) internal {
         Read storage r = reads.push();
-        if (at < nIn) (r.data, r.proof) = open(sequence(0, nIn), at, 1, I32);
-        else (r.data, r.proof) = open(sequence(nIn, nOut), at - nIn, 1, I32);
+        if (at < nIn) (r.data, r.proof) = open(sequence(0, nIn), at, n, I32);
+        else (r.data, r.proof) = open(sequence(nIn, nOut), at - nIn, n, I32);
     }
 
     function witness(uint256 dtype) internal view returns (Witness memory w) {
