@@ -108,6 +108,64 @@ mod tests {
         assert!(t.render(&[], true).is_err());
     }
 
+    /// What the templates of Llama 3, Qwen 3, Gemma and Mistral are made of, one construct each.
+    #[test]
+    fn constructs_of_published_templates() {
+        let turns = [
+            Message::new("system", " be brief\n"),
+            Message::new("user", "one"),
+            Message::new("assistant", "<think>\nhm\n</think>\n\ntwo"),
+            Message::new("user", "three"),
+        ];
+        for (source, want) in [
+            (
+                "{%- if messages[0]['role'] == 'system' %}{%- set first = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}{%- endif %}{{ first + '/' + messages | length | string }}",
+                "be brief/3",
+            ),
+            (
+                "{%- if not tools is defined %}{%- set tools = none %}{%- endif %}{{ 'no tools' if tools is none }}",
+                "no tools",
+            ),
+            (
+                "{%- if strftime_now is defined %}{{ strftime_now('%d') }}{%- else %}{%- set day = 'a day' %}{%- endif %}{{ day }}",
+                "a day",
+            ),
+            (
+                "{%- set ns = namespace(last=0, found=false) %}{%- for m in messages[::-1] %}{%- set index = (messages | length - 1) - loop.index0 %}{%- if not ns.found and m.role == 'assistant' %}{%- set ns.last = index %}{%- set ns.found = true %}{%- endif %}{%- endfor %}{{ ns.last }}",
+                "2",
+            ),
+            ("{{ messages[2].content.split('</think>')[-1].lstrip('\\n') }}", "two"),
+            ("{{ messages[2].content.split('</think>')[0].rstrip('\\n').split('<think>')[-1].strip() }}", "hm"),
+            (
+                "{%- for m in messages %}{%- if m.content is string and m.content.startswith('t') and loop.last and not loop.first and loop.previtem.role != m.role %}{{ m.content }}{%- endif %}{%- endfor %}",
+                "three",
+            ),
+            (
+                "{%- for m in messages[1:] %}{%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('order') }}{%- endif %}{{ ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}{%- endfor %}",
+                "user\nmodel\nuser\n",
+            ),
+            (
+                "{%- set loop_messages = messages | selectattr('role', 'equalto', 'user') | list %}{{ loop_messages | map(attribute='content') | join(' ') }}",
+                "one three",
+            ),
+            (
+                "{{ bos_token }}{%- for m in messages -%}{%- if m.role == 'system' -%}{%- continue -%}{%- endif -%}{{ m.content | length }},{%- endfor %}{{ messages[1].content | tojson }}",
+                "<s>3,24,5,\"one\"",
+            ),
+            (
+                "{%- if enable_thinking is defined and enable_thinking is false %}x{%- endif %}{{ '[' ~ (documents or 'none') ~ ']' }}",
+                "[none]",
+            ),
+            (
+                "{%- macro turn(m) %}<{{ m.role }}>{%- endmacro %}{{ turn(messages[0]) }}{{ messages[-1].content.upper() }}",
+                "<system>THREE",
+            ),
+        ] {
+            let rendered = ChatTemplate::new(source, "<s>", "</s>").and_then(|t| t.render(&turns, true));
+            assert_eq!(rendered.unwrap(), want, "{source}");
+        }
+    }
+
     #[test]
     fn bad_templates_are_errors() {
         assert!(ChatTemplate::new("{% for %}", "", "").is_err());

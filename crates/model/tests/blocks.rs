@@ -127,7 +127,7 @@ fn blocks_are_the_files_own() {
         packed[j + 4] = minima[j] | minima[j + 4] >> 4 << 6;
         packed[j + 8] = scales[j + 4] & 15 | minima[j + 4] << 4;
     }
-    let quarter: Vec<u8> = (0..32u8).map(|i| i % 16 | (i / 2) << 4).collect();
+    let quarter: Vec<u8> = (0..32u8).map(|i| (i % 16) | ((i / 2) << 4)).collect();
     let q4_k = gguf(12, [&half(0.5)[..], &half(0.25), &packed, &quarter.repeat(4)].concat(), 256);
     let groups = scales.iter().zip(minima).map(|(s, m)| (0.5 * f64::from(*s), -0.25 * f64::from(m))).collect();
     let q: Vec<u8> = (0..32).map(|i| i % 16).chain((0..32).map(|i| i / 2)).collect();

@@ -63,7 +63,7 @@ impl Keys<'_> {
         let kind = self.gguf.string(&key)?.unwrap_or("linear");
         match (kind, factor) {
             ("none", _) | ("linear", None) => Ok(RopeScaling::None),
-            ("linear", Some(factor)) if factor == 1.0 => Ok(RopeScaling::None),
+            ("linear", Some(1.0)) => Ok(RopeScaling::None),
             ("linear", Some(factor)) => Ok(RopeScaling::Linear { factor }),
             ("yarn", Some(factor)) => {
                 if let Some(v) = self.float("rope.scaling.yarn_ext_factor")?.filter(|v| *v != 1.0) {

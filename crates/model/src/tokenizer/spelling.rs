@@ -37,7 +37,7 @@ impl Spelling {
             Some("Sequence") => decoder["decoders"].as_array().ok_or_else(|| refused("a decoder without parts"))?,
             _ => one,
         };
-        if let [part] = &parts[..]
+        if let [part] = parts
             && part["type"] == "ByteLevel"
         {
             return Ok(Self::Bytes(byte_characters().into_iter().zip(0..=255u8).collect()));
