@@ -247,7 +247,7 @@ impl Gpu {
 mod tests {
     use rand::prelude::*;
     use sworn_isa::{Dtype, fixed::CL};
-    use sworn_model::llama::ActivationBits;
+    use sworn_model::family::{ActivationBits, Formats};
 
     use super::*;
     use crate::adapter::Selection;
@@ -456,7 +456,7 @@ mod tests {
     #[test]
     fn a_run_is_taken_only_where_nothing_else_reads_its_inside() {
         let config = sworn_model::SyntheticSpec::default().config();
-        let mut section = config.program(ActivationBits::default()).unwrap().sections[1].clone();
+        let mut section = config.program(ActivationBits::default(), &Formats::default()).unwrap().sections[1].clone();
         let count = |s: &Section| {
             let (mut op, mut runs) = (0, Vec::new());
             while op < s.ops.len() {

@@ -7,20 +7,14 @@
 //! depend on** `model`, `engine` and candle, which is why it is a crate of its own: nothing else pays for candle's build.
 //! **Must never** be used to produce an answer.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
-
-use candle_core::quantized::gguf_file::Content;
-use candle_core::{D, DType, Device, Tensor};
-use candle_nn::{ops, rotary_emb};
-use rayon::prelude::*;
-use sworn_model::llama::LlamaConfig;
 
 use sworn_engine::{Backend, EngineError, ExportSink, Result};
 
+mod families;
 mod peer;
 
+pub use families::FloatModel;
 pub use peer::{CandlePeer, bytes_per_token};
 
 /// The first chapters of Jane Austen's *Persuasion* (1817, in the public domain): a text for figures that anyone can repeat,
@@ -133,12 +127,12 @@ pub fn evaluate_windows(
     }
     let total = (windows.len() * window) as u32;
     progress(Progress { done: 0, total });
-    let float = FloatLlama::open(gguf, description.config)?;
+    let float = FloatModel::open(gguf, &description.config.hyper)?;
     let mut sum = Sums::default();
     let mut each = Vec::with_capacity(windows.len());
     for (i, tokens) in windows.iter().enumerate() {
         let mut session = backend.session(window as u32)?;
-        let logits = float.logits(tokens).map_err(candle_error)?;
+        let logits = float.logits(tokens)?;
         let mut sink = Compare { tokens, float: &logits, rows: Vec::new() };
         session.extend(tokens, 0, &mut sink)?;
         if sink.rows.len() != window {
@@ -256,109 +250,6 @@ impl Sums {
             top1_agreement: f64::from(self.same) / f64::from(self.rows.max(1)),
             tokens: self.rows,
         }
-    }
-}
-
-/// A Llama in f32, with candle's operators.
-struct FloatLlama {
-    config: LlamaConfig,
-    embedding: Tensor,
-    blocks: Vec<Block>,
-    norm: Tensor,
-    head: Tensor,
-    /// Angular frequency of each rotary pair.
-    frequencies: Vec<f64>,
-}
-
-struct Block {
-    attention_norm: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    ffn_norm: Tensor,
-    gate: Tensor,
-    up: Tensor,
-    down: Tensor,
-}
-
-impl FloatLlama {
-    fn open(gguf: &Path, config: LlamaConfig) -> Result<Self> {
-        let file = File::open(gguf).map_err(|e| reference(format!("{}: {e}", gguf.display())))?;
-        let mut file = BufReader::new(file);
-        let content = Content::read(&mut file).map_err(candle_error)?;
-        let device = Device::Cpu;
-        let mut tensor = |name: &str| content.tensor(&mut file, name, &device)?.dequantize(&device);
-        let mut blocks = Vec::new();
-        for l in 0..config.layers {
-            let mut part = |name: &str| tensor(&format!("blk.{l}.{name}.weight"));
-            let mut block = || -> candle_core::Result<Block> {
-                Ok(Block {
-                    attention_norm: part("attn_norm")?,
-                    q: part("attn_q")?,
-                    k: part("attn_k")?,
-                    v: part("attn_v")?,
-                    o: part("attn_output")?,
-                    ffn_norm: part("ffn_norm")?,
-                    gate: part("ffn_gate")?,
-                    up: part("ffn_up")?,
-                    down: part("ffn_down")?,
-                })
-            };
-            blocks.push(block().map_err(candle_error)?);
-        }
-        let embedding = tensor("token_embd.weight").map_err(candle_error)?;
-        let norm = tensor("output_norm.weight").map_err(candle_error)?;
-        let head = if config.tied { embedding.clone() } else { tensor("output.weight").map_err(candle_error)? };
-        let divisors: Option<Vec<f32>> = match content.tensor_infos.contains_key("rope_freqs.weight") {
-            true => Some(tensor("rope_freqs.weight").and_then(|t| t.flatten_all()?.to_vec1()).map_err(candle_error)?),
-            false => None,
-        };
-        let frequency = |i: u32| {
-            let divisor = divisors.as_ref().and_then(|d| d.get(i as usize)).map_or(1.0, |d| f64::from(*d));
-            config.rope_base.powf(-2.0 * f64::from(i) / f64::from(config.head_dim)) / divisor
-        };
-        let frequencies = (0..config.head_dim / 2).map(frequency).collect();
-        Ok(FloatLlama { config, embedding, blocks, norm, head, frequencies })
-    }
-
-    /// The logits at every position of one sequence.
-    fn logits(&self, tokens: &[u32]) -> candle_core::Result<Vec<Vec<f32>>> {
-        let c = &self.config;
-        let device = Device::Cpu;
-        let n = tokens.len();
-        let (heads, kv, width) = (c.heads as usize, c.kv_heads as usize, c.head_dim as usize);
-        let angles: Vec<f64> = (0..n).flat_map(|t| self.frequencies.iter().map(move |f| t as f64 * f)).collect();
-        let angles = Tensor::from_vec(angles, (n, width / 2), &device)?;
-        let (cos, sin) = (angles.cos()?.to_dtype(DType::F32)?, angles.sin()?.to_dtype(DType::F32)?);
-        let mask: Vec<f32> =
-            (0..n).flat_map(|i| (0..n).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 })).collect();
-        let mask = Tensor::from_vec(mask, (1, 1, n, n), &device)?;
-        let split = |x: Tensor, heads: usize| x.reshape((1, n, heads, width))?.transpose(1, 2)?.contiguous();
-        let shared = |x: Tensor| {
-            let x = x.unsqueeze(2)?.expand((1, kv, heads / kv, n, width))?;
-            x.reshape((1, heads, n, width))?.contiguous()
-        };
-        let epsilon = c.epsilon as f32;
-
-        let mut x = self.embedding.index_select(&Tensor::new(tokens, &device)?, 0)?;
-        for b in &self.blocks {
-            let h = ops::rms_norm(&x, &b.attention_norm, epsilon)?;
-            let q = rotary_emb::rope_i(&split(h.matmul(&b.q.t()?)?, heads)?, &cos, &sin)?;
-            let k = rotary_emb::rope_i(&split(h.matmul(&b.k.t()?)?, kv)?, &cos, &sin)?;
-            let v = split(h.matmul(&b.v.t()?)?, kv)?;
-            let scores = (q.matmul(&shared(k)?.t()?)? / (width as f64).sqrt())?.broadcast_add(&mask)?;
-            let mixed = ops::softmax_last_dim(&scores)?.matmul(&shared(v)?)?;
-            let mixed = mixed.transpose(1, 2)?.contiguous()?.reshape((n, heads * width))?;
-            x = (x + mixed.matmul(&b.o.t()?)?)?;
-            let h = ops::rms_norm(&x, &b.ffn_norm, epsilon)?;
-            let gated = (ops::silu(&h.matmul(&b.gate.t()?)?)? * h.matmul(&b.up.t()?)?)?;
-            x = (x + gated.matmul(&b.down.t()?)?)?;
-        }
-        let logits = ops::rms_norm(&x, &self.norm, epsilon)?.matmul(&self.head.t()?)?;
-        let width = logits.dim(D::Minus1)?;
-        let all: Vec<f32> = logits.flatten_all()?.to_vec1()?;
-        Ok(all.par_chunks(width).map(<[f32]>::to_vec).collect())
     }
 }
 

@@ -230,7 +230,7 @@ impl Program {
             Embed => {
                 p[0] > 0 && (0..p[2]).contains(&p[1]) && p[2] <= 16 && count <= 1 << 20 && format_fits(p[3], count)
             }
-            MaxAbs => p[0] >= 1 && (1..=2048).contains(&p[1]),
+            MaxAbs => p[0] >= 1 && (1..=8192).contains(&p[1]),
             SumSq => (1..=2048).contains(&p[0]) && count.is_multiple_of(2) && (0..=1).contains(&p[1]),
             Rms => count.is_multiple_of(2) && (1..1 << 30).contains(&p[0]) && (1..=1024).contains(&p[1]),
             Gain => divides(p[0], count),

@@ -11,14 +11,14 @@ use sworn_isa::{Dtype, RowFormat};
 
 use crate::{
     error::{ModelError, Result},
-    llama::{ActivationBits, LlamaConfig},
+    family::{ActivationBits, Config},
 };
 
 /// The packed manifest; its hash is the model id.
 pub const MANIFEST: &str = "manifest.bin";
 /// The descriptors of the three sections, concatenated.
 pub const PROGRAM: &str = "program.bin";
-/// Matrix after matrix, row after row: scale pairs, then int8 elements.
+/// Matrix after matrix, row after row: scale pairs, then the weights in their format.
 pub const WEIGHTS: &str = "weights.bin";
 /// Table after table, elements big-endian.
 pub const TABLES: &str = "tables.bin";
@@ -137,11 +137,13 @@ pub struct Description {
     /// Weights in all matrices.
     pub parameters: u64,
     /// Sizes.
-    pub config: LlamaConfig,
+    pub config: Config,
     /// Widths of the activations that the importer chose.
     pub activation_bits: ActivationBits,
     /// How weights were rounded.
     pub rounding: String,
+    /// How tokens are selected.
+    pub selection: String,
     /// Special tokens.
     pub special_tokens: SpecialTokens,
     /// Whether a plain text begins with the `bos` token.

@@ -1,18 +1,19 @@
 //! Models: from a GGUF file to the directory that every part of the system reads.
 //!
-//! **Owns** the GGUF parser, the integer quantisation ([`import_gguf`]), the program of the Llama family ([`llama`]), the model
+//! **Owns** the GGUF parser, the integer quantisation ([`import_gguf`]), the programs of the families ([`family`]), the model
 //! directory and its reproducible id, loading ([`Model`]), tokenizer and chat template, the store under `$SWORN_HOME` with
 //! its downloads ([`ModelStore`], [`pull`]), and [`synthetic`] models. **May depend on** `isa`, `commit`, the file
 //! system and the network. **Must never** know of a chain or a device, and never let a float reach an answer: floats end at
 //! import.
 
+mod blocks;
 pub mod chat;
 pub mod directory;
 mod error;
+pub mod family;
 pub mod gguf;
 pub mod hyper;
 mod import;
-pub mod llama;
 mod load;
 mod pack;
 mod progress;
@@ -21,7 +22,9 @@ pub mod quantise;
 mod source;
 pub mod store;
 pub mod synthetic;
+mod tables;
 pub mod tokenizer;
+mod weights;
 
 pub use chat::{ChatTemplate, Message};
 pub use error::{ModelError, Result};
@@ -35,3 +38,4 @@ pub use source::RowBlocks;
 pub use store::ModelStore;
 pub use synthetic::{SyntheticSpec, synthetic};
 pub use tokenizer::{TextStream, Tokenizer};
+pub use weights::WeightFormats;

@@ -70,16 +70,16 @@ pub fn quantise_row(row: &[f32], q: &mut [i8]) -> (Scale, u64) {
     (scale, l1)
 }
 
-/// A norm's gains g_i as S_i·2^(−15)·2^es with a common exponent es: the gain table, es appended as its last element.
-/// `None` where the exponent does not fit the table.
-pub fn gain_table(gain: &[f32]) -> Option<Vec<i64>> {
-    let max = gain.iter().fold(0f64, |a, g| a.max(f64::from(*g).abs()));
+/// A norm's gains g_i times `factor` as S_i·2^(−15)·2^es with a common exponent es: the gain table, es appended as its last
+/// element. `None` where the exponent does not fit the table.
+pub fn gain_table(gain: &[f32], factor: f64) -> Option<Vec<i64>> {
+    let gain = || gain.iter().map(|g| f64::from(*g) * factor);
+    let max = gain().fold(0f64, |a, g| a.max(g.abs()));
     let es = if max < f64::MIN_POSITIVE { 0 } else { exponent(max) + i32::from(max != pow2(exponent(max))) };
-    let mut table: Vec<i64> = gain
-        .iter()
+    let mut table: Vec<i64> = gain()
         .map(|g| {
-            let s = (f64::from(*g).abs() * pow2(15 - es) + 0.5).floor().min(32767.0) as i64;
-            if *g < 0.0 { -s } else { s }
+            let s = (g.abs() * pow2(15 - es) + 0.5).floor().min(32767.0) as i64;
+            if g < 0.0 { -s } else { s }
         })
         .collect();
     table.push(i64::from(i16::try_from(es).ok()?));
@@ -89,6 +89,14 @@ pub fn gain_table(gain: &[f32]) -> Option<Vec<i64>> {
 /// T[j] = round(2^15·2^(−j/256)), j = 0…256.
 pub fn exp_table() -> Vec<i64> {
     (0..=256).map(|j| (32768.0 * libm::exp2(-f64::from(j) / 256.0) + 0.5).floor() as i64).collect()
+}
+
+/// The noise of `SAMPLE`, Gumbel variates in Q14: T[n] = round(2^14·−ln(−ln(1 − V_n))), V_n = 2^(⌊n/256⌋ − 32)·(1 + (n mod 256)/256),
+/// n = 0…8191, and V_8192 = 1 − 2^−10 in place of 1. It falls from 22.2 to −1.9.
+pub fn noise_table() -> Vec<i64> {
+    let gumbel = |v: f64| (pow2(FRACTION) * -libm::log(-libm::log1p(-v)) + 0.5).floor() as i64;
+    let entry = |n: i32| gumbel(pow2(n / 256 - 32) * (1.0 + f64::from(n % 256) / 256.0));
+    (0..8192).map(entry).chain([gumbel(1.0 - pow2(-10))]).collect()
 }
 
 /// Cosine and sine tables `[positions][head/2]` of the rotary embedding in Q15. `divisors` scale each pair's wavelength.
@@ -118,10 +126,32 @@ pub fn norm_floor(n: u32, epsilon: f64) -> i32 {
         as i32
 }
 
-/// The constant of `SCALE_Q`: log2(e)/√head in Q13, over the two int8 grids' 127².
-pub fn score_scale(head: u32) -> Scale {
+/// What turns the product of a query's and a key's int8 grids into a score in log2 units, Q13: log2(e)/√`scalar`, over the
+/// grids' 127². Rotations that lengthen by `magnitude` do so on both sides.
+pub fn score_factor(scalar: f64, magnitude: f64) -> f64 {
     let grid = 1.0 / f64::from(WEIGHT_MAX);
-    Scale::nearest(std::f64::consts::LOG2_E / f64::from(head).sqrt() * pow2(13) * grid * grid)
+    std::f64::consts::LOG2_E / scalar.sqrt() * pow2(13) * grid * grid * magnitude * magnitude
+}
+
+/// The constant of `SCALE_Q`: [`score_factor`] as a scale.
+pub fn score_scale(scalar: f64, magnitude: f64) -> Scale {
+    Scale::nearest(score_factor(scalar, magnitude))
+}
+
+/// The parameters of `SOFT_CAP` for values with `bits` fractional bits and a cap of 0.01 to 15,000.
+pub fn cap(cap: f64, bits: i32) -> [i32; 3] {
+    let cap = cap * pow2(bits);
+    let scale = Scale::nearest(2.0 * std::f64::consts::LOG2_E * pow2(13) / cap);
+    [(cap + 0.5).floor() as i32, i32::from(scale.m), -scale.e]
+}
+
+/// A bias in Q14; `None` beyond ±(2^30 − 1).
+pub fn bias_table(bias: &[f32]) -> Option<Vec<i64>> {
+    let word = |b: &f32| {
+        let v = (f64::from(*b) * pow2(FRACTION) + 0.5).floor();
+        (v.abs() <= f64::from(sworn_isa::fixed::CL)).then_some(v as i64)
+    };
+    bias.iter().map(word).collect()
 }
 
 /// The widest quantiser whose products with a row of ‖w‖₁ = `l1` fit the format's accumulator, or `None` if nine bits are too many.
@@ -152,10 +182,32 @@ mod tests {
     #[test]
     fn constants_of_a_64_wide_head() {
         // 48022·2^−19, the figure of the arithmetic's executable simulation.
-        assert_eq!(score_scale(64), Scale { m: 48022, e: -19 });
+        assert_eq!(score_scale(64.0, 1.0), Scale { m: 48022, e: -19 });
         assert_eq!(norm_floor(576, f64::from(1e-5f32)), 1243);
         let t = exp_table();
         assert_eq!((t.len(), t[0], t[128], t[256]), (257, 32768, 23170, 16384));
+    }
+
+    #[test]
+    fn noise_has_the_moments_of_the_gumbel_distribution() {
+        let t: Vec<f64> = noise_table().iter().map(|n| *n as f64 / 16384.0).collect();
+        assert_eq!(t.len(), sworn_isa::sampling::NOISE_ENTRIES);
+        assert!(t.windows(2).all(|p| p[0] > p[1]));
+        // Between two entries a word is as likely here as there, so the moments of a line weigh as much as the interval.
+        let mut moments = [0.0; 4];
+        for n in 0..8192 {
+            let (a, b) = (t[n], t[n + 1]);
+            let p = pow2(n as i32 / 256 - 40);
+            let line = [1.0, (a + b) / 2.0, (a * a + a * b + b * b) / 3.0, (a + b) * (a * a + b * b) / 4.0];
+            moments.iter_mut().zip(line).for_each(|(m, l)| *m += p * l);
+        }
+        let [total, mean, square, cube] = moments;
+        let variance = square - mean * mean;
+        let skewness = (cube - 3.0 * mean * square + 2.0 * mean * mean * mean) / variance.powf(1.5);
+        assert!((total - 1.0).abs() < 1e-9, "{total}");
+        assert!((mean - 0.577_215_66).abs() < 2e-4, "{mean}");
+        assert!((variance - std::f64::consts::PI.powi(2) / 6.0).abs() < 1e-3, "{variance}");
+        assert!((skewness - 1.139_547_1).abs() < 3e-3, "{skewness}");
     }
 
     #[test]
@@ -168,10 +220,26 @@ mod tests {
 
     #[test]
     fn gains_with_zeros_signs_and_powers() {
-        assert_eq!(gain_table(&[0.0, 0.0]).unwrap(), [0, 0, 0]);
+        assert_eq!(gain_table(&[0.0, 0.0], 1.0).unwrap(), [0, 0, 0]);
         // A largest gain of exactly 2^k has the mantissa 2^15, which is clamped.
-        assert_eq!(gain_table(&[1.0, -0.5]).unwrap(), [32767, -16384, 0]);
-        assert_eq!(gain_table(&[-3.0, 0.25]).unwrap(), [-24576, 2048, 2]);
+        assert_eq!(gain_table(&[1.0, -0.5], 1.0).unwrap(), [32767, -16384, 0]);
+        assert_eq!(gain_table(&[-3.0, 0.25], 1.0).unwrap(), [-24576, 2048, 2]);
+        assert_eq!(gain_table(&[-0.75, 0.0625], 4.0).unwrap(), [-24576, 2048, 2]);
+    }
+
+    #[test]
+    fn caps_and_biases() {
+        // 50 in log2 units, Q13: 50·1.4427·8192; its slope 2·log2(e)·2^13/cap is 2/50.
+        let [c, m, sh] = cap(50.0 * std::f64::consts::LOG2_E, 13);
+        assert_eq!(c, 590_928);
+        assert!((f64::from(m) * pow2(-sh) - 0.04).abs() < 1e-6 && (1 << 15..1 << 16).contains(&m));
+        for c in [0.01, 15_000.0] {
+            let [c, m, sh] = cap(c, FRACTION);
+            assert!((1..1 << 30).contains(&c) && (1 << 15..1 << 16).contains(&m) && (1..=63).contains(&sh));
+        }
+        assert_eq!(bias_table(&[1.0, -0.5, 1e-6]).unwrap(), [16384, -8192, 0]);
+        assert_eq!((bias_table(&[65536.0]), bias_table(&[f32::NAN])), (None, None));
+        assert!((score_factor(64.0, 2.0) / score_factor(16.0, 1.0) - 2.0).abs() < 1e-12);
     }
 
     #[test]

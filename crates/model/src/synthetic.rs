@@ -10,10 +10,12 @@ use sha2::{Digest, Sha256};
 use crate::{
     directory::{SourceInfo, SpecialTokens},
     error::{ModelError, Result},
-    llama::LlamaConfig,
+    family::Config,
+    hyper::{Activation, Architecture, Hyper, RopeLayout, RopeScaling},
     load::Model,
     pack::{FloatTensors, Parts, pack},
     tokenizer::{PreTokenizer, Vocabulary, byte_characters},
+    weights::WeightFormats,
 };
 
 /// Sizes and seed of a synthetic model.
@@ -69,20 +71,35 @@ impl SyntheticSpec {
     const MOST_VOCAB: u32 = Self::LEAST_VOCAB + 26 * 26 + 26 * 26 * 26;
 
     /// The sizes as an imported model would state them.
-    pub fn config(&self) -> LlamaConfig {
-        LlamaConfig {
-            layers: self.layers,
+    pub fn config(&self) -> Config {
+        let hyper = Hyper {
+            architecture: Architecture::Llama,
+            layers: self.layers.into(),
             hidden: self.hidden,
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             ffn: self.ffn,
             vocab: self.vocab,
-            positions: self.context,
-            rope_base: 10_000.0,
+            context: self.context,
             epsilon: f64::from(1e-5f32),
             tied: self.tied,
-        }
+            rope_base: 10_000.0,
+            rope_scaling: RopeScaling::None,
+            rope_layout: RopeLayout::Interleaved,
+            qkv_bias: false,
+            output_bias: false,
+            ffn_bias: false,
+            head_norms: false,
+            post_norms: false,
+            sliding_window: None,
+            query_scalar: self.head_dim.into(),
+            score_cap: None,
+            logit_cap: None,
+            embedding_scale: 1.0,
+            activation: Activation::Silu,
+        };
+        Config { hyper, positions: self.context, sampling: false }
     }
 
     /// Letters in pairs, then in triples, as merges.
@@ -128,6 +145,7 @@ pub fn synthetic(spec: &SyntheticSpec, out: impl AsRef<Path>) -> Result<Model> {
     let parts = Parts {
         name: format!("synthetic-{}x{}-{}", spec.layers, spec.hidden, spec.seed),
         config,
+        weights: WeightFormats::Int8,
         tokenizer: vocabulary.to_json()?,
         chat_template: TEMPLATE.to_owned(),
         stop_tokens: vec![2],
