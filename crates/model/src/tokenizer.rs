@@ -12,6 +12,7 @@ mod vocabulary;
 
 use std::collections::HashSet;
 
+pub(crate) use file::kind;
 pub use pretokenizer::PreTokenizer;
 pub use sentencepiece::SentencePiece;
 use spelling::Spelling;

@@ -5,8 +5,8 @@ mod support;
 use std::fs;
 
 use proptest::prelude::*;
-use support::gguf_file::{GgufFile, Meta, Tensor, floats, tiny};
-use sworn_model::{Gguf, ImportOptions, Model, ModelError, import_gguf};
+use support::gguf_file::{GgufFile, Meta, Tensor, floats, tiny, tiny_pieces};
+use sworn_model::{Gguf, ImportOptions, Message, Model, ModelError, import_gguf};
 
 fn import(file: &GgufFile) -> Result<(tempfile::TempDir, Model), ModelError> {
     import_bytes(&file.bytes())
@@ -46,6 +46,38 @@ fn a_whole_file_is_imported() {
     assert_eq!(capped.max_positions, 50);
     let two = GgufFile { version: 2, ..file };
     assert_eq!(import(&two).unwrap().1.id(), a.id(), "the container's version is not part of the model");
+}
+
+#[test]
+fn a_file_with_pieces_for_tokens_is_imported() {
+    let (_dir, model) = import(&tiny_pieces()).unwrap();
+    let (space, a) = (259, 260);
+    assert_eq!(model.encode_text("a a").unwrap(), [1, space, a, space, a], "such files begin with the bos token");
+    assert_eq!(model.manifest().stop_tokens, [2]);
+    assert_eq!(model.description().special_tokens.unknown, Some(0), "by its kind");
+    let prompt = model.encode_chat(&[Message::new("user", "é")]).unwrap();
+    assert_eq!(prompt[..3], [1, space, 3 + u32::from(b'[')], "the template writes its bos token itself");
+    let tokenizer = model.tokenizer().unwrap();
+    assert_eq!(tokenizer.decode(&prompt, false), "[user] é ");
+
+    let mut bare = tiny_pieces();
+    bare.set("tokenizer.ggml.add_space_prefix", Meta::Bool(false));
+    bare.set("tokenizer.ggml.add_bos_token", Meta::Bool(false));
+    assert_eq!(import(&bare).unwrap().1.encode_text("a a").unwrap(), [a, space, a]);
+    bare.remove("tokenizer.ggml.scores");
+    refused(&bare, "tokenizer.ggml.scores is missing");
+    bare.set("tokenizer.ggml.scores", Meta::F32s(vec![0.0; 3]));
+    refused(&bare, "3 scores");
+    bare.set("tokenizer.ggml.scores", Meta::Texts(vec![]));
+    refused(&bare, "expected a list of numbers");
+}
+
+#[test]
+fn generation_stops_where_a_turn_ends() {
+    let mut file = tiny();
+    file.set("tokenizer.ggml.eos_token_id", Meta::U32(0));
+    // The other special tokens are <|im_start|> and <|im_end|>.
+    assert_eq!(import(&file).unwrap().1.manifest().stop_tokens, [0, 2]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::{
     directory::SpecialTokens,
     error::{ModelError, Result},
     gguf::Gguf,
-    tokenizer::{PreTokenizer, SentencePiece, Tokenizer, Vocabulary},
+    tokenizer::{PreTokenizer, SentencePiece, Tokenizer, Vocabulary, kind},
 };
 
 /// Tokens that end a turn in the usual templates: generation stops at them even where a file names only the end of a text.
@@ -68,7 +68,9 @@ pub(super) fn of_gguf(gguf: &Gguf, vocab: u32) -> Result<Text> {
             Some(v) => Err(ModelError::Gguf(format!("{key} = {v} is outside of the vocabulary of {}", tokens.len()))),
         }
     };
-    let unknown = id("unknown_token_id")?;
+    // A file with pieces marks the token, and need not name it.
+    let marked = || kinds.iter().position(|k| model == "llama" && *k == kind::UNKNOWN).map(|id| id as u32);
+    let unknown = id("unknown_token_id")?.or_else(marked);
     let (json, adds_bos) = match model {
         "gpt2" => {
             let pre = PreTokenizer::from_name(gguf.string("tokenizer.ggml.pre")?.unwrap_or("default"))?;
@@ -85,7 +87,7 @@ pub(super) fn of_gguf(gguf: &Gguf, vocab: u32) -> Result<Text> {
                 kinds,
                 scores: scores.unwrap_or_default(),
                 merges,
-                unknown: unknown.or_else(|| kinds.iter().position(|k| *k == 2).map(|id| id as u32)),
+                unknown,
                 space_prefix: gguf.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true),
             };
             (pieces.to_json()?, true)

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::error::{ModelError, Result};
 
 /// Kinds of tokens in a GGUF.
-pub(super) mod kind {
+pub(crate) mod kind {
     pub(crate) const NORMAL: i64 = 1;
     pub(crate) const UNKNOWN: i64 = 2;
     pub(crate) const CONTROL: i64 = 3;

@@ -11,6 +11,7 @@ pub(crate) enum Meta {
     Text(String),
     Texts(Vec<String>),
     I32s(Vec<i32>),
+    F32s(Vec<f32>),
     /// type code and payload, as they are
     Raw(u32, Vec<u8>),
 }
@@ -91,6 +92,11 @@ impl GgufFile {
                     out.extend([9u32, 5].map(u32::to_le_bytes).concat());
                     out.extend((v.len() as u64).to_le_bytes());
                     v.iter().for_each(|i| out.extend(i.to_le_bytes()));
+                }
+                Meta::F32s(v) => {
+                    out.extend([9u32, 6].map(u32::to_le_bytes).concat());
+                    out.extend((v.len() as u64).to_le_bytes());
+                    v.iter().for_each(|x| out.extend(x.to_le_bytes()));
                 }
                 Meta::Raw(ty, bytes) => {
                     out.extend(ty.to_le_bytes());
@@ -194,4 +200,24 @@ pub(crate) fn tiny() -> GgufFile {
     add("output_norm.weight".into(), &[hidden]);
     add("output.weight".into(), &[hidden, rows]);
     GgufFile { version: 3, meta: meta.map(|(k, v)| (k.to_owned(), v)).to_vec(), tensors }
+}
+
+/// [`tiny`] with a vocabulary of the SentencePiece kind: special tokens, byte tokens, a space and a letter.
+pub(crate) fn tiny_pieces() -> GgufFile {
+    let mut file = tiny();
+    let special = ["<unk>", "<s>", "</s>"].map(str::to_owned);
+    let bytes = (0..=255u8).map(|b| format!("<0x{b:02X}>"));
+    let tokens: Vec<String> = special.into_iter().chain(bytes).chain(["▁", "a"].map(str::to_owned)).collect();
+    let kinds =
+        (0..tokens.len()).map(|id| [2, 3, 3].get(id).copied().unwrap_or(if id < 259 { 6 } else { 1 })).collect();
+    file.set("tokenizer.ggml.model", Meta::Text("llama".into()));
+    file.set("tokenizer.ggml.scores", Meta::F32s((0..tokens.len()).map(|id| -(id as f32)).collect()));
+    file.set("tokenizer.ggml.token_type", Meta::I32s(kinds));
+    file.set("tokenizer.ggml.tokens", Meta::Texts(tokens));
+    for key in ["merges", "pre", "add_bos_token"] {
+        file.remove(&format!("tokenizer.ggml.{key}"));
+    }
+    let template = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }} {% endfor %}";
+    file.set("tokenizer.chat_template", Meta::Text(template.into()));
+    file
 }
