@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use sworn_commit::Hash;
 use sworn_model::Model;
 use thiserror::Error;
 
@@ -91,6 +92,17 @@ pub trait ExportSink {
     /// Whether [`Self::export`] wants to be called at all.
     fn wants_exports(&self) -> bool {
         true
+    }
+
+    /// Whether [`Self::leaf`] does as well as [`Self::export`]. A backend may then hash where it computes and spare copying the
+    /// tensors; it need not. All rows of one layer come the same way.
+    fn wants_leaves(&self) -> bool {
+        false
+    }
+
+    /// The leaf ([`sworn_commit::trace::leaf`]) of one (layer, position), in place of its tensors.
+    fn leaf(&mut self, _layer: u16, _position: u32, _leaf: Hash) -> Result<()> {
+        Ok(())
     }
 
     /// Whether [`Self::logits`] wants to be called for head rows.

@@ -2,16 +2,21 @@
 
 use std::any::Any;
 
+use sworn_commit::Hash;
 use sworn_isa::{OperandKind, SectionKind};
 
 use crate::layer::{Lane, LayerCache, Slot};
 use crate::tensor::OpTensor;
+use crate::trace::{ROWS, Rows};
 use crate::{Cpu, EngineError, ExportSink, OpHook, Result, Session, Work};
 
 /// Positions that run together: enough to reuse every weight row, few enough to stay in the caches.
 const CHUNK: usize = 128;
 /// Head rows that run together; each holds a vector as long as the vocabulary.
 const HEAD_CHUNK: usize = 16;
+/// Positions whose exports are encoded and hashed in one go: few enough to stay in a cache, enough to fill the hash function's
+/// lanes. A session with fewer positions in a pass gathers its layers' exports and has them hashed at the end.
+const HASH_CHUNK: usize = 8;
 
 pub(crate) struct CpuSession {
     cpu: Cpu,
@@ -20,6 +25,8 @@ pub(crate) struct CpuSession {
     /// Per layer 0…L.
     caches: Vec<LayerCache>,
     slots: Vec<Slot>,
+    /// Exports that wait for the end of the pass to be hashed.
+    rows: Rows,
     hook: Option<Box<dyn OpHook>>,
 }
 
@@ -57,7 +64,15 @@ impl CpuSession {
         let layers = exec.model.layers();
         let kinds = (0..=layers).filter_map(|l| SectionKind::of_layer(l, layers));
         let caches = kinds.map(|kind| LayerCache::new(exec.plan.section(kind), capacity)).collect();
-        CpuSession { cpu: cpu.clone(), capacity, len: 0, caches, slots: Vec::new(), hook: cpu.hook() }
+        CpuSession {
+            cpu: cpu.clone(),
+            capacity,
+            len: 0,
+            caches,
+            slots: Vec::new(),
+            rows: Rows::default(),
+            hook: cpu.hook(),
+        }
     }
 
     fn check(&self, tokens: &[u32]) -> Result<()> {
@@ -117,13 +132,16 @@ struct Entry<'a> {
     /// Positions of this pass; the first slots hold them.
     now: usize,
     records: Vec<Record>,
+    /// Of layers 0…L at the positions of this pass, layer by layer, if the sink takes leaves.
+    leaves: Vec<Hash>,
     selected: Vec<u32>,
     error: Option<EngineError>,
 }
 
 impl<'a> Entry<'a> {
     fn new(session: &'a mut CpuSession, tokens: &'a [u32], head_from: u32, sink: &'a mut dyn ExportSink) -> Self {
-        Entry { session, tokens, head_from, sink, now: 0, records: Vec::new(), selected: Vec::new(), error: None }
+        let (records, leaves, selected) = (Vec::new(), Vec::new(), Vec::new());
+        Entry { session, tokens, head_from, sink, now: 0, records, leaves, selected, error: None }
     }
 
     /// Takes up to `most` positions for the next pass; how many it took.
@@ -166,6 +184,15 @@ impl<'a> Entry<'a> {
         }
     }
 
+    fn deliver_leaves(&mut self) -> Result<()> {
+        for (layer, leaves) in (0..).zip(self.leaves.chunks(self.now.max(1))) {
+            for (slot, leaf) in self.session.slots.iter().zip(leaves) {
+                self.sink.leaf(layer, slot.position, *leaf)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Runs `work` unless something failed before.
     fn attempt(&mut self, work: impl FnOnce(&mut Self) -> Result<()>) {
         if self.error.is_none() {
@@ -187,17 +214,15 @@ fn pass(cpu: &Cpu, entries: &mut [&mut Entry<'_>]) -> Result<()> {
             Lane { slots: &mut slots[..e.now], cache: &mut caches[layer as usize], hook }
         });
         exec.lanes(layer, kind, &mut lanes.collect::<Vec<_>>())?;
-        let mut pairs = Vec::new();
-        for e in entries.iter_mut().filter(|e| e.sink.wants_exports()) {
-            let done = layer as usize * e.now;
-            e.records.resize_with(e.records.len().max(done + e.now), Record::default);
-            pairs.extend(e.session.slots[..e.now].iter().zip(&mut e.records[done..]));
-        }
-        exec.team.each(pairs, |(slot, record)| record.set(layer, slot.position, slot.exports()));
+        keep(cpu, layer, entries);
     }
+    hash_gathered(cpu, entries);
     for e in entries.iter_mut().filter(|e| e.sink.wants_exports()) {
         let n = (layers as usize + 1) * e.now;
-        e.attempt(|e| e.records[..n].iter().try_for_each(|r| r.deliver(e.sink)));
+        e.attempt(|e| match e.sink.wants_leaves() {
+            true => e.deliver_leaves(),
+            false => e.records[..n].iter().try_for_each(|r| r.deliver(e.sink)),
+        });
     }
     let mut todo: Vec<&mut Entry<'_>> = entries.iter_mut().map(|e| &mut **e).filter(|e| e.error.is_none()).collect();
     let mut firsts = vec![0; todo.len()];
@@ -230,6 +255,50 @@ fn pass(cpu: &Cpu, entries: &mut [&mut Entry<'_>]) -> Result<()> {
             todo[i].attempt(|e| deliver_heads(cpu, e, first, n));
         }
     }
+}
+
+/// Takes what the layer that ran last exported: the leaves, or what is needed for them, or the tensors encoded.
+fn keep(cpu: &Cpu, layer: u16, entries: &mut [&mut Entry<'_>]) {
+    let (mut pairs, mut chunks) = (Vec::new(), Vec::new());
+    for e in entries.iter_mut().filter(|e| e.sink.wants_exports()) {
+        let CpuSession { slots, rows, .. } = &mut *e.session;
+        let slots = &slots[..e.now];
+        let done = layer as usize * e.now;
+        if !e.sink.wants_leaves() {
+            e.records.resize_with(e.records.len().max(done + e.now), Record::default);
+            pairs.extend(slots.iter().zip(&mut e.records[done..]));
+            continue;
+        }
+        if layer == 0 {
+            rows.clear();
+            e.leaves.clear();
+        }
+        e.leaves.resize(done + e.now, [0; 32]);
+        if e.now < HASH_CHUNK {
+            slots.iter().for_each(|slot| rows.push(slot.exports()));
+        } else {
+            chunks.extend(slots.chunks(HASH_CHUNK).zip(e.leaves[done..].chunks_mut(HASH_CHUNK)));
+        }
+    }
+    let team = cpu.executor().team;
+    team.each(pairs, |(slot, record)| record.set(layer, slot.position, slot.exports()));
+    team.each(chunks, |(slots, leaves)| {
+        let mut rows = Rows::default();
+        slots.iter().for_each(|slot| rows.push(slot.exports()));
+        rows.hash(0, leaves);
+    });
+}
+
+/// Hashes what [`keep`] gathered.
+fn hash_gathered(cpu: &Cpu, entries: &mut [&mut Entry<'_>]) {
+    let team = cpu.executor().team;
+    let mut parts = Vec::new();
+    for e in entries.iter_mut().filter(|e| e.sink.wants_exports() && e.sink.wants_leaves() && e.now < HASH_CHUNK) {
+        let rows = &e.session.rows;
+        let each = rows.len().div_ceil(team.threads()).max(ROWS);
+        parts.extend(e.leaves.chunks_mut(each).enumerate().map(|(i, leaves)| (rows, i * each, leaves)));
+    }
+    team.each(parts, |(rows, first, leaves)| rows.hash(first, leaves));
 }
 
 /// The selected tokens of finished head rows, and to the sink what it wants of them.

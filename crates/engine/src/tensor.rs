@@ -181,10 +181,19 @@ impl<'a> View<'a> {
     pub fn append_bytes(&self, out: &mut Vec<u8>) {
         match self {
             View::I8(v) => out.extend_from_slice(bytemuck::cast_slice(v)),
-            View::I16(v) => out.extend(v.iter().flat_map(|x| x.to_be_bytes())),
-            View::I32(v) => out.extend(v.iter().flat_map(|x| x.to_be_bytes())),
-            View::U16(v) => out.extend(v.iter().flat_map(|x| x.to_be_bytes())),
+            View::I16(v) => append(v, out, |x| x.to_be_bytes()),
+            View::I32(v) => append(v, out, |x| x.to_be_bytes()),
+            View::U16(v) => append(v, out, |x| x.to_be_bytes()),
         }
+    }
+}
+
+/// Appends every element's bytes; in whole elements, so that the loop vectorises.
+fn append<T: Copy, const N: usize>(values: &[T], out: &mut Vec<u8>, bytes: impl Fn(T) -> [u8; N]) {
+    let at = out.len();
+    out.resize(at + N * values.len(), 0);
+    for (chunk, x) in out[at..].as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *chunk = bytes(*x);
     }
 }
 
