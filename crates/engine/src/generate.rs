@@ -3,6 +3,8 @@
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use sworn_commit::RunParams;
+
 use crate::trace::{Trace, TraceRecorder};
 use crate::{Backend, EngineError, Result};
 
@@ -15,8 +17,22 @@ pub struct Request<'a> {
     pub max_new: u32,
     /// Tokens that end the output (and belong to it).
     pub stop: &'a [u32],
+    /// How to select tokens, and the seed; the default is the likeliest token.
+    pub run: RunParams,
     /// Set from another thread to stop early with an error.
     pub cancel: Option<&'a AtomicBool>,
+}
+
+impl Request<'_> {
+    /// What can be wrong with a request before it runs.
+    pub(crate) fn check(&self, backend: &dyn Backend) -> Result<()> {
+        if self.prompt.is_empty() || self.max_new == 0 {
+            return Err(EngineError::Request(
+                "a request has at least one prompt token and asks for at least one new token".into(),
+            ));
+        }
+        capacity(backend, self.prompt.len() as u64 + u64::from(self.max_new) - 1).map(drop)
+    }
 }
 
 /// An answer under oath.
@@ -38,7 +54,7 @@ pub struct Audit {
     /// What an honest node commits to for these tokens.
     pub trace: Trace,
     /// The tokens that the model selects. A trace may equal the honest one and its output still be a lie: the first row where
-    /// this differs from the output has a `SELECT` that does not yield the token that follows.
+    /// this differs from the output has a `SELECT` or `SAMPLE` that does not yield the token that follows.
     pub selected: Vec<u32>,
     /// Positions per second.
     pub tok_s: f64,
@@ -51,26 +67,23 @@ impl Audit {
     }
 }
 
-fn rate(tokens: usize, since: Instant) -> f64 {
+pub(crate) fn rate(tokens: usize, since: Instant) -> f64 {
     tokens as f64 / since.elapsed().as_secs_f64().max(1e-9)
 }
 
-/// Answers a prompt greedily. `on_token` sees every output token as it is selected.
+/// Answers a prompt. `on_token` sees every output token as it is selected.
 ///
 /// # Errors
 /// An empty request, a sequence beyond the model's positions, a token outside the vocabulary, a failing device, or `cancel`.
 pub fn generate(backend: &dyn Backend, request: &Request<'_>, on_token: &mut dyn FnMut(u32)) -> Result<Generation> {
-    let Request { prompt, max_new, stop, cancel } = *request;
-    if prompt.is_empty() || max_new == 0 {
-        return Err(EngineError::Request(
-            "a request has at least one prompt token and asks for at least one new token".into(),
-        ));
-    }
+    let Request { prompt, max_new, stop, run, cancel } = *request;
+    request.check(backend)?;
     let model = backend.model();
     let capacity = capacity(backend, prompt.len() as u64 + u64::from(max_new) - 1)?;
     let n_in = prompt.len() as u32;
     let mut recorder = TraceRecorder::new(model.layers(), n_in, cancel);
     let mut session = backend.session(capacity)?;
+    session.set_run(run)?;
     let selected = |tokens: Vec<u32>| match tokens[..] {
         [token] => Ok(token),
         _ => {
@@ -94,17 +107,24 @@ pub fn generate(backend: &dyn Backend, request: &Request<'_>, on_token: &mut dyn
     Ok(Generation { tokens, trace, prefill_tok_s, decode_tok_s })
 }
 
-/// Computes the honest trace of a known prompt and output in one teacher-forced pass; the head runs only where a token was
-/// produced.
+/// Computes the honest trace of a known prompt and output, sampled as `run` says, in one teacher-forced pass; the head runs only where a
+/// token was produced.
 ///
 /// # Errors
 /// As [`generate`].
-pub fn audit(backend: &dyn Backend, prompt: &[u32], output: &[u32], cancel: Option<&AtomicBool>) -> Result<Audit> {
+pub fn audit(
+    backend: &dyn Backend,
+    prompt: &[u32],
+    output: &[u32],
+    run: &RunParams,
+    cancel: Option<&AtomicBool>,
+) -> Result<Audit> {
     let tokens = forced(prompt, output)?;
     let model = backend.model();
     let n_in = prompt.len() as u32;
     let mut recorder = TraceRecorder::new(model.layers(), n_in, cancel);
     let mut session = backend.session(capacity(backend, tokens.len() as u64)?)?;
+    session.set_run(*run)?;
     let start = Instant::now();
     let selected = session.extend(&tokens, n_in - 1, &mut recorder)?;
     let tok_s = rate(tokens.len(), start);
@@ -120,7 +140,7 @@ pub(crate) fn forced(prompt: &[u32], output: &[u32]) -> Result<Vec<u32>> {
     }
 }
 
-fn capacity(backend: &dyn Backend, positions: u64) -> Result<u32> {
+pub(crate) fn capacity(backend: &dyn Backend, positions: u64) -> Result<u32> {
     let capacity = backend.model().manifest().max_positions;
     match u32::try_from(positions) {
         Ok(n) if n <= capacity => Ok(n),

@@ -3,6 +3,7 @@
 //!
 //! Values outside an opcode's declared ranges (a tampered run has them) wrap; nothing here panics.
 
+use sworn_commit::RunParams;
 use sworn_isa::fixed::{
     CL, add_clamp, bitlen, dequant, exp2neg, gelu_exponent, norm_scale, norm_term, prob, quant_scale, rms, scale_times,
     shift, signed, silu_exponent, silu_mul, smul15, smulrs, soft_cap, soft_cap_exponent, to_fixed,
@@ -13,6 +14,8 @@ use crate::activation::{Activation, Forms};
 use crate::linear::{self, Matrix, Scale};
 use crate::simd::Simd;
 use crate::tensor::{OpTensor, View};
+
+mod sampling;
 
 /// What one operand of an operator supplies.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +30,8 @@ pub enum Input<'a> {
     Matrix(Matrix<'a>),
     /// TOKEN
     Token(u32),
+    /// TOKEN of `TEMPER`: the tokens at positions max(0, t − 63)…t
+    Tokens(&'a [u32]),
 }
 
 /// Operands that do not fit a descriptor; programs that passed [`sworn_isa::Program::validate`] have none.
@@ -44,6 +49,7 @@ pub(crate) struct Inputs<'a, 'b> {
     pub(crate) d: &'b Descriptor,
     pub(crate) t: u32,
     pub(crate) inputs: &'b [Input<'a>; 4],
+    pub(crate) run: &'b RunParams,
 }
 
 impl<'a> Inputs<'a, '_> {
@@ -107,15 +113,21 @@ impl<'a> Inputs<'a, '_> {
     }
 }
 
-/// Computes operator `d` at position `t` in full.
+/// Computes operator `d` at position `t` in full, for a run that samples as `run` says.
 ///
-/// `SELECT` gives the smallest index of the largest logit, whatever token follows.
+/// `SELECT` and `SAMPLE` give the token that is selected, whatever token follows.
 ///
 /// # Errors
 /// Operands that do not fit the descriptor.
-pub fn apply(d: &Descriptor, t: u32, inputs: &[Input<'_>; 4], simd: Simd) -> Result<OpTensor, Mismatch> {
+pub fn apply(
+    d: &Descriptor,
+    t: u32,
+    inputs: &[Input<'_>; 4],
+    run: &RunParams,
+    simd: Simd,
+) -> Result<OpTensor, Mismatch> {
     let mut out = OpTensor::zeros(d.dtype, d.count(t) as usize);
-    apply_into(&Inputs { d, t, inputs }, simd, &mut out)?;
+    apply_into(&Inputs { d, t, inputs, run }, simd, &mut out)?;
     Ok(out)
 }
 
@@ -346,7 +358,7 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
             }
         }
         Opcode::Temper | Opcode::Histogram | Opcode::Cut | Opcode::Threshold | Opcode::Sample => {
-            return Err(x.mismatch(0));
+            return sampling::apply(x, out);
         }
         Opcode::Quant | Opcode::ToFixed | Opcode::Exp | Opcode::Prob => return Err(x.mismatch(0)),
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 use sworn_commit::witness::Inputs;
-use sworn_commit::{Hash, TraceDims, tensor};
+use sworn_commit::{Hash, RunParams, TraceDims, tensor};
 use sworn_isa::SectionKind;
 use sworn_model::Model;
 
@@ -34,6 +34,7 @@ pub struct Replay {
     cached: Vec<Vec<Vec<u8>>>,
     prompt: Vec<u32>,
     output: Vec<u32>,
+    run: RunParams,
 }
 
 impl Replay {
@@ -67,13 +68,14 @@ impl OpHook for Capture {
     }
 }
 
-/// Recomputes (layer, row) of the run that gave `output` for `prompt`, by a teacher-forced pass up to that layer. A backend with a
+/// Recomputes (layer, row) of the run that gave `output` for `prompt`, sampled as `run` says, by a teacher-forced pass up to that layer. A backend with a
 /// hook replays what it would have committed to, tampered elements included.
 ///
 /// # Errors
 /// A row that the run does not have, or tokens that do not fit the model.
-pub fn replay(cpu: &Cpu, prompt: &[u32], output: &[u32], layer: u16, row: u32) -> Result<Replay> {
+pub fn replay(cpu: &Cpu, prompt: &[u32], output: &[u32], run: &RunParams, layer: u16, row: u32) -> Result<Replay> {
     let tokens = forced(prompt, output)?;
+    cpu.check_run(run)?;
     cpu.check_tokens(&tokens)?;
     let model = cpu.model().clone();
     let max = model.manifest().max_positions;
@@ -89,16 +91,22 @@ pub fn replay(cpu: &Cpu, prompt: &[u32], output: &[u32], layer: u16, row: u32) -
     }
     let position = dims.position(layer, row);
     let mut capture = Capture { layer, position, ops: Vec::new(), inner: cpu.hook() };
-    let (previous, cached) = pass(cpu, &tokens[..=position as usize], layer, &mut capture)?;
+    let (previous, cached) = pass(cpu, &tokens[..=position as usize], run, layer, &mut capture)?;
     let (ops, prompt, output) = (capture.ops, prompt.to_vec(), output.to_vec());
-    Ok(Replay { layer, row, position, ops, model, previous, cached, prompt, output })
+    Ok(Replay { layer, row, position, ops, model, previous, cached, prompt, output, run: *run })
 }
 
 /// Exports at one position, encoded.
 type Exports = Vec<Vec<u8>>;
 
 /// Runs layers 0…`target` for `tokens`; returns the previous layer's exports at the last position and the target's at all before.
-fn pass(cpu: &Cpu, tokens: &[u32], target: u16, capture: &mut Capture) -> Result<(Exports, Vec<Exports>)> {
+fn pass(
+    cpu: &Cpu,
+    tokens: &[u32],
+    run: &RunParams,
+    target: u16,
+    capture: &mut Capture,
+) -> Result<(Exports, Vec<Exports>)> {
     let exec = cpu.executor();
     let layers = exec.model.layers();
     let mut slots: Vec<Slot> = Vec::new();
@@ -122,6 +130,9 @@ fn pass(cpu: &Cpu, tokens: &[u32], target: u16, capture: &mut Capture) -> Result
     let first = if kind == SectionKind::Head { tokens.len() - 1 } else { 0 };
     for (c, states) in states[first..].chunks_mut(CHUNK).enumerate() {
         let slots = load(&mut slots, tokens, first + c * CHUNK, states);
+        if kind == SectionKind::Head {
+            slots.iter_mut().for_each(|slot| slot.sample(run, tokens));
+        }
         exec.layer(target, kind, slots, &mut cache, Some(capture))?;
         if kind != SectionKind::Head {
             cached.extend(slots.iter().map(|s| encode(s.exports())));
@@ -173,5 +184,9 @@ impl Inputs for Replay {
 
     fn output(&self) -> &[u32] {
         &self.output
+    }
+
+    fn run(&self) -> RunParams {
+        self.run
     }
 }

@@ -2,12 +2,13 @@
 //! of any of its elements can be built and judged.
 
 use sworn_commit::witness::{Claim, Evidence, Inputs, PartialTree, Proof, WitnessError, build};
-use sworn_commit::{Hash, Manifest, TraceDims, Tree, row_leaf, section_tree, sequence, tensor, trace};
+use sworn_commit::{Hash, Manifest, RunParams, TraceDims, Tree, row_leaf, section_tree, sequence, tensor, trace};
 use sworn_isa::{Descriptor, Dtype, Opcode, Operand, OperandKind, Program, Section, StepError};
 
 use crate::cases::{Case, OperandData, Row, encode};
 
-/// Operators before the case's own: two whose outputs it reads, two whose exported outputs it reads at earlier positions.
+/// Operators before the case's own: two whose outputs it reads, two whose exported outputs it reads at earlier positions (in the head, where
+/// nothing is cached, it may read all four).
 const INPUTS: usize = 2;
 const CACHED: usize = 2;
 /// Index of the case's operator.
@@ -27,6 +28,8 @@ pub struct Fixture {
     pub row: u32,
     /// What the run commits to.
     pub layers_root: Hash,
+    /// How it samples.
+    pub run: RunParams,
     prompt: Vec<u32>,
     output: Vec<u32>,
     top: PartialTree,
@@ -45,7 +48,7 @@ impl Fixture {
     /// The run in which `case` happens and the operator's output is `claimed`.
     pub fn new(case: &Case, claimed: &[i64]) -> Self {
         let d = case.descriptor;
-        let head = d.opcode == Opcode::Select;
+        let head = d.opcode == Opcode::Select || d.opcode >= Opcode::Temper;
         let filler = |export| Descriptor {
             opcode: Opcode::Add,
             dtype: Dtype::I32,
@@ -59,8 +62,8 @@ impl Fixture {
         };
         let mut ops: Vec<Vec<u8>> = vec![vec![0; 4]; OP as usize];
         let mut cached = vec![vec![vec![0; 4]; CACHED]; case.t as usize + 1];
-        let mut prompt = vec![0; case.t as usize + 1];
-        let mut output = vec![0];
+        // The tokens at positions 0…t and the one that follows.
+        let mut sequence = vec![0; case.t as usize + 2];
         let (mut weights, mut tables) = (Vec::new(), Vec::new());
         for (k, data) in case.operands.iter().enumerate() {
             let o = d.operands[k];
@@ -74,8 +77,8 @@ impl Fixture {
                     ops[INPUTS + o.index as usize] = encode(&c[case.t as usize], o.dtype);
                 }
                 (OperandData::Rows(rows), _) => weights = rows.iter().map(Row::bytes).collect(),
-                (OperandData::Token(t), _) if o.index == 0 => prompt[case.t as usize] = *t,
-                (OperandData::Token(t), _) => output[0] = *t,
+                (OperandData::Token(token), _) => sequence[(case.t + o.index) as usize] = *token,
+                (OperandData::Tokens(tokens), _) => sequence[..tokens.len()].copy_from_slice(tokens),
                 (OperandData::None, _) => {}
             }
         }
@@ -105,14 +108,15 @@ impl Fixture {
             stop_tokens: Vec::new(),
         };
 
-        let dims = TraceDims { layers: 1, n_in: case.t + 1, n_out: 1 };
+        let output = sequence.split_off(case.prompt as usize);
+        let dims = TraceDims { layers: 1, n_in: case.prompt, n_out: output.len() as u32 };
         let op_roots: Vec<Hash> = ops.iter().map(|t| tensor::tensor_root(t)).collect();
-        let (layer, row) = if head { (2, 0) } else { (1, case.t) };
+        let (layer, row) = if head { (2, dims.n_out - 1) } else { (1, case.t) };
         let leaf =
             |tensors: &[Vec<u8>]| trace::leaf(&tensors.iter().map(|t| tensor::tensor_root(t)).collect::<Vec<_>>());
         let leaves = |l: u16| match l {
             l if l != layer => (0..dims.rows(l)).map(|r| trace::leaf(&[[r as u8; 32]])).collect(),
-            2 => vec![leaf(&ops[INPUTS..INPUTS + CACHED])],
+            2 => (0..row).map(|r| trace::leaf(&[[r as u8; 32]])).chain([leaf(&ops[INPUTS..INPUTS + CACHED])]).collect(),
             _ => cached.iter().map(|c| leaf(c)).collect(),
         };
         let trees = [0, 1, 2].map(|l| Tree::new(leaves(l)));
@@ -126,7 +130,8 @@ impl Fixture {
             layer,
             row,
             layers_root,
-            prompt,
+            run: case.run,
+            prompt: sequence,
             output,
             top: PartialTree::new(top),
             rows,
@@ -194,5 +199,9 @@ impl Inputs for Fixture {
 
     fn output(&self) -> &[u32] {
         &self.output
+    }
+
+    fn run(&self) -> RunParams {
+        self.run
     }
 }

@@ -3,6 +3,7 @@
 
 use sworn_engine::kernels::{Input, apply};
 use sworn_engine::{Matrix, OpTensor, Simd};
+use sworn_isa::sampling::PENALTY_WINDOW;
 use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, OperandData, Row, cases};
 
@@ -33,13 +34,14 @@ fn run(case: &Case, simd: Simd) -> OpTensor {
         OperandData::Tensor(_) => Input::Tensor(tensors[k].view()),
         OperandData::Cache(_) => Input::Cache(tensors[k].view()),
         OperandData::Token(t) => Input::Token(*t),
+        OperandData::Tokens(all) => Input::Tokens(&all[all.len().saturating_sub(PENALTY_WINDOW as usize)..]),
         OperandData::Rows(rows) => {
-            let (r, first) = (rows.len(), &rows[0]);
-            let pair = d.params[1] as usize;
-            Input::Matrix(Matrix::new(&matrices[k], r, first.elements.len(), first.scales.len(), pair).unwrap())
+            let (first, pair) = (&rows[0], d.params[1] as usize);
+            let (columns, pairs) = (first.columns(), first.scales.len());
+            Input::Matrix(Matrix::with_format(&matrices[k], rows.len(), columns, pairs, pair, first.format()).unwrap())
         }
     });
-    apply(d, t, &inputs, simd).unwrap()
+    apply(d, t, &inputs, &case.run, simd).unwrap()
 }
 
 #[test]
@@ -47,7 +49,7 @@ fn cpu_kernels_are_the_scalar_reference() {
     for opcode in Opcode::ALL {
         let (levels, mut elements) = (Simd::all(), 0);
         // A selection that claims a token other than the one that follows has no kernel: the reference answers the token.
-        let honest = |c: &Case| *opcode != Opcode::Select || c.expected[0] == i64::from(c.hint);
+        let honest = |c: &Case| !c.selects() || c.expected[0] == i64::from(c.selected);
         for case in cases(*opcode, 0xb0).filter(honest).take(CASES) {
             let expected = case.expected_bytes();
             elements += case.expected.len();
