@@ -12,6 +12,7 @@ pub mod directory;
 mod error;
 pub mod family;
 pub mod gguf;
+pub mod gptq;
 pub mod hyper;
 mod import;
 mod load;
