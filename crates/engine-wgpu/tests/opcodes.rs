@@ -3,7 +3,7 @@
 //! Needs a Vulkan adapter; `script/mesa` gets a software one.
 
 // The generator alone: depending on the test kit would build the node and the chain before these kernels can be tested.
-#[path = "../../testkit/src/cases.rs"]
+#[path = "../../testkit/src/cases/mod.rs"]
 #[allow(unreachable_pub, dead_code)]
 mod cases;
 
@@ -20,7 +20,7 @@ fn kernels() -> Kernels {
 /// What an honest node computes: the reference's value, except that `SELECT` is told neither claim nor next token.
 fn expected(case: &Case) -> Vec<i64> {
     match case.descriptor.opcode {
-        Opcode::Select => vec![i64::from(case.hint)],
+        Opcode::Select => vec![i64::from(case.selected)],
         _ => case.expected.clone(),
     }
 }
@@ -55,11 +55,12 @@ fn check(kernels: &Kernels, opcode: Opcode, seed: u64) -> (usize, usize) {
                         OperandData::Cache(rows) => Values::Cache(rows),
                         OperandData::Rows(rows) => Values::Rows(PackedRows {
                             rows: rows.len(),
-                            cols: rows[0].elements.len(),
+                            cols: rows[0].columns(),
                             scales: rows[0].scales.len(),
                             bytes,
                         }),
                         OperandData::Token(t) => Values::Token(*t),
+                        OperandData::Tokens(_) => Values::None,
                     };
                 }
                 Single { descriptor: &c.descriptor, t: c.t, operands }

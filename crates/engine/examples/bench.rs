@@ -18,10 +18,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let prompt: Vec<u32> = (0..n_in).map(|i| i.wrapping_mul(2654435761) % vocab).collect();
     println!("{}", cpu.adapter());
     for _ in 0..2 {
-        let request = Request { prompt: &prompt, max_new, stop: &[], cancel: None };
+        let request = Request { prompt: &prompt, max_new, stop: &[], run: Default::default(), cancel: None };
         let g = sworn_engine::generate(&cpu, &request, &mut |_| {})?;
         println!("with trace:    prefill {:7.1} tok/s  decode {:6.1} tok/s", g.prefill_tok_s, g.decode_tok_s);
-        let a = sworn_engine::audit(&cpu, &prompt, &g.tokens, None)?;
+        let a = sworn_engine::audit(&cpu, &prompt, &g.tokens, &Default::default(), None)?;
         println!("audit:                {:7.1} tok/s  equal: {}", a.tok_s, a.trace == g.trace);
     }
     // On a machine that does other things as well the best of several says most.

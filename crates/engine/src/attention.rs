@@ -159,6 +159,7 @@ fn scores<const C: usize>(
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use sworn_commit::RunParams;
     use sworn_isa::{Descriptor, Dtype, Opcode, Operand};
 
     use super::*;
@@ -177,7 +178,7 @@ mod tests {
             let d = Descriptor { opcode, dtype, export: false, bits: 0, outer, div, inner, params, operands };
             let mut all = [Input::None; 4];
             all[..inputs.len()].copy_from_slice(inputs);
-            apply(&d, t, &all, Simd::SCALAR).unwrap()
+            apply(&d, t, &all, &RunParams::default(), Simd::SCALAR).unwrap()
         };
         fn tensor(t: &OpTensor) -> Input<'_> {
             Input::Tensor(t.view())

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use sworn_commit::RunParams;
+use sworn_isa::{Opcode, Sampling, SectionKind};
 use sworn_model::Model;
 
 use crate::layer::Executor;
@@ -86,6 +88,19 @@ impl Cpu {
 
     pub(crate) fn hook(&self) -> Option<Box<dyn OpHook>> {
         self.inner.hook.as_ref().map(|h| h())
+    }
+
+    pub(crate) fn check_run(&self, run: &RunParams) -> Result<()> {
+        if !run.sampling.is_valid() {
+            return Err(EngineError::Request("a sampling parameter is outside its range".into()));
+        }
+        let head = &self.inner.plan.section(SectionKind::Head).ops;
+        if run.sampling != Sampling::GREEDY && !head.iter().any(|d| d.opcode == Opcode::Sample) {
+            return Err(EngineError::Request(
+                "this model's program selects the likeliest token only: leave out sampling parameters".into(),
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn check_tokens(&self, tokens: &[u32]) -> Result<()> {

@@ -1,6 +1,8 @@
 //! One layer over a batch of positions.
 
-use sworn_isa::{Descriptor, Opcode, OperandKind, RowFormat, SectionKind};
+use sworn_commit::RunParams;
+use sworn_isa::sampling::PENALTY_WINDOW;
+use sworn_isa::{Descriptor, Opcode, Operand, OperandKind, RowFormat, SectionKind};
 use sworn_model::Model;
 
 use crate::activation::{Activation, Forms};
@@ -8,6 +10,7 @@ use crate::attention::{Context, Unit};
 use crate::kernels::{Input, Inputs, Mismatch, apply_into};
 use crate::linear::{self, Job, Matrix, Scale};
 use crate::plan::{Attention, Linears, Plan, SectionPlan, Step};
+use crate::sampling::{Chooser, Tail};
 use crate::simd::Simd;
 use crate::team::Team;
 use crate::tensor::{OpTensor, View};
@@ -18,6 +21,11 @@ use crate::{EngineError, OpHook, Result};
 pub(crate) struct Slot {
     pub(crate) token: u32,
     pub(crate) position: u32,
+    /// How the sequence samples, and the last tokens up to this position: for the head alone.
+    run: RunParams,
+    recent: Vec<u32>,
+    /// As long as the vocabulary, for the choice of a token.
+    tempered: Vec<i32>,
     /// Outputs of the operators, per section; kept from layer to layer so that nothing is allocated anew.
     bufs: [Vec<OpTensor>; 3],
     /// Exports of the layer before, in program order.
@@ -30,6 +38,14 @@ impl Slot {
     pub(crate) fn begin(&mut self, token: u32, position: u32) {
         (self.token, self.position) = (token, position);
         self.prev.clear();
+    }
+
+    /// Before the head: how the sequence samples, and its tokens up to this position or on.
+    pub(crate) fn sample(&mut self, run: &RunParams, tokens: &[u32]) {
+        let end = tokens.len().min(self.position as usize + 1);
+        self.run = *run;
+        self.recent.clear();
+        self.recent.extend_from_slice(&tokens[end.saturating_sub(PENALTY_WINDOW as usize)..end]);
     }
 
     /// Outputs of the layer that ran last in `kind`.
@@ -117,6 +133,8 @@ struct Scope<'a> {
     layer: u16,
     token: u32,
     position: u32,
+    run: &'a RunParams,
+    recent: &'a [u32],
     prev: &'a [OpTensor],
     cache: Option<&'a LayerCache>,
 }
@@ -202,7 +220,8 @@ impl<'a> Executor<'a> {
             let (before, out) = bufs.split_at_mut(k);
             let out = &mut out[0];
             let (token, position) = (slot.token, slot.position);
-            let scope = Scope { exec: *self, layer, token, position, prev: &slot.prev, cache: Some(cache) };
+            let (run, recent, prev) = (&slot.run, &slot.recent[..], &slot.prev[..]);
+            let scope = Scope { exec: *self, layer, token, position, run, recent, prev, cache: Some(cache) };
             scope.apply(d, before, out)?;
             if let Some(h) = &mut hook {
                 h.after(layer, position, k, out);
@@ -236,13 +255,15 @@ impl<'a> Executor<'a> {
             match step {
                 Step::Local(ops) => self.each_slot(lanes, |slot| {
                     let (token, position) = (slot.token, slot.position);
-                    let scope = Scope { exec: *self, layer, token, position, prev: &slot.prev, cache: None };
+                    let (run, recent, prev) = (&slot.run, &slot.recent[..], &slot.prev[..]);
+                    let scope = Scope { exec: *self, layer, token, position, run, recent, prev, cache: None };
                     ops.iter().try_for_each(|k| {
                         let (before, out) = slot.bufs[kind as usize].split_at_mut(*k);
                         scope.apply(&section.ops[*k], before, &mut out[0])
                     })
                 })?,
                 Step::Linear(group) => self.linear(layer, kind, group, lanes)?,
+                Step::Choose(tail) => self.each_slot(lanes, |slot| self.choose(layer, kind, tail, slot))?,
                 Step::Attend(a) => {
                     append(lanes, a.mix);
                     self.attend(layer, kind, a, lanes)?;
@@ -264,6 +285,24 @@ impl<'a> Executor<'a> {
         results.resize_with(slots.len(), || Ok(()));
         self.team.each(slots.into_iter().zip(&mut results), |(slot, result)| *result = work(slot));
         results.into_iter().collect()
+    }
+
+    /// The token that the operators after the logits select, without their outputs.
+    fn choose(&self, layer: u16, kind: SectionKind, tail: &Tail, slot: &mut Slot) -> Result<()> {
+        let wrong = |operand| unsupported(Mismatch { opcode: Opcode::Sample, operand });
+        let table = |o: &Operand| self.plan.table(o.resolve(layer));
+        let (Some(OpTensor::U16(exp)), Some(OpTensor::I32(noise))) = (table(&tail.exp), table(&tail.noise)) else {
+            return Err(wrong(3));
+        };
+        let chooser = Chooser::new(exp, noise, tail.shift, self.simd).ok_or_else(|| wrong(3))?;
+        let (before, out) = slot.bufs[kind as usize].split_at_mut(tail.sample);
+        let (OpTensor::I32(logits), OpTensor::I32(out)) = (&before[tail.logits], &mut out[0]) else {
+            return Err(wrong(0));
+        };
+        let token = chooser.choose(logits, &slot.run, slot.position, &slot.recent, &mut slot.tempered);
+        out.clear();
+        out.push(token as i32);
+        Ok(())
     }
 
     fn matrix(&self, layer: u16, d: &Descriptor, operand: usize) -> Result<Matrix<'a>> {
@@ -378,7 +417,8 @@ impl Scope<'_> {
                     self.input(d, k, before).ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand: k }))?;
             }
         }
-        apply_into(&Inputs { d, t: self.position, inputs: &inputs }, self.exec.simd, out).map_err(unsupported)
+        apply_into(&Inputs { d, t: self.position, inputs: &inputs, run: self.run }, self.exec.simd, out)
+            .map_err(unsupported)
     }
 
     fn input<'s>(&'s self, d: &Descriptor, k: usize, before: &'s [OpTensor]) -> Option<Input<'s>> {
@@ -404,7 +444,8 @@ impl Scope<'_> {
             OperandKind::Weight => Input::Matrix(self.exec.matrix(self.layer, d, k).ok()?),
             OperandKind::Token => match d.opcode {
                 // The token that follows is not known yet where it is selected; the kernel does not need it.
-                Opcode::Select => Input::None,
+                Opcode::Select | Opcode::Sample => Input::None,
+                Opcode::Temper => Input::Tokens(self.recent),
                 _ => Input::Token(self.token),
             },
         })

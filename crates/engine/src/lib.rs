@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use sworn_commit::Hash;
+use sworn_commit::{Hash, RunParams};
+use sworn_isa::Sampling;
 use sworn_model::Model;
 use thiserror::Error;
 
@@ -20,6 +21,7 @@ mod linear;
 mod panel;
 mod plan;
 mod replay;
+pub mod sampling;
 mod session;
 mod simd;
 mod team;
@@ -165,6 +167,18 @@ pub trait Session: Send {
     /// Whether nothing was executed yet.
     fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+    /// Sets how this session selects tokens from now on; without it, the largest logit.
+    ///
+    /// # Errors
+    /// Parameters outside their ranges, or which the model or the backend cannot sample with.
+    fn set_run(&mut self, run: RunParams) -> Result<()> {
+        match run.sampling {
+            Sampling::GREEDY => Ok(()),
+            _ => Err(EngineError::Request(
+                "this backend selects the likeliest token only: leave out sampling parameters".into(),
+            )),
+        }
     }
     /// Executes `tokens` at the next positions: decode with one token, prefill or a teacher-forced pass with many, always the
     /// same bits. The head runs for positions ≥ `head_from` (`u32::MAX`: for none). Returns their selected tokens.

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use sworn_isa::{Descriptor, Dtype, Opcode, OperandKind, RowFormat, SectionKind};
 use sworn_model::Model;
 
+use crate::sampling::Tail;
 use crate::tensor::OpTensor;
 
 /// Everything about a model that the executor derives once.
@@ -21,6 +22,8 @@ pub(crate) struct SectionPlan {
     pub(crate) exports: Vec<usize>,
     /// Which exports are read at later positions.
     pub(crate) cached: Vec<bool>,
+    /// In the head: the operator whose output is the logits.
+    pub(crate) logits: Option<usize>,
     /// How a batch of positions runs; `None` where attention has no shape that is known here: then every position runs alone.
     pub(crate) steps: Option<Vec<Step>>,
 }
@@ -34,6 +37,8 @@ pub(crate) enum Step {
     Linear(Linears),
     /// A whole attention.
     Attend(Attention),
+    /// Everything after the logits.
+    Choose(Tail),
 }
 
 /// `LINEAR`s in a row.
@@ -116,7 +121,12 @@ impl SectionPlan {
                 *c = true;
             }
         }
-        SectionPlan { ops: ops.to_vec(), exports, cached, steps: steps(ops) }
+        let selected = exports.first().and_then(|select| source(&ops[*select], 0, false));
+        let logits = selected.and_then(|z| match ops[z].opcode {
+            Opcode::Temper => source(&ops[z], 0, false),
+            _ => Some(z),
+        });
+        SectionPlan { ops: ops.to_vec(), exports, cached, logits, steps: steps(ops) }
     }
 
     /// Element type of a cached export.
@@ -171,12 +181,15 @@ fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
             }
         }
     }
+    let tail = Tail::find(ops);
     let mut steps: Vec<Step> = Vec::new();
     for (k, d) in ops.iter().enumerate() {
         if d.opcode == Opcode::Mix {
             let [scores, _, exp, ..] = *attentions.iter().find(|m| m[5] == k)?;
             steps.push(Step::Attend(Attention { scores, exp, mix: k }));
-        } else if inside.contains(&k) {
+        } else if inside.contains(&k) || tail.is_some_and(|t| t.has(k)) {
+        } else if let Some(tail) = tail.filter(|t| t.sample == k) {
+            steps.push(Step::Choose(tail));
         } else if d.opcode == Opcode::Linear {
             match steps.last_mut() {
                 Some(Step::Linear(group)) if group.takes(k, d) => group.push(k, d)?,

@@ -2,8 +2,8 @@
 
 use std::any::Any;
 
-use sworn_commit::Hash;
-use sworn_isa::{OperandKind, SectionKind};
+use sworn_commit::{Hash, RunParams};
+use sworn_isa::SectionKind;
 
 use crate::layer::{Lane, LayerCache, Slot};
 use crate::tensor::OpTensor;
@@ -28,6 +28,9 @@ pub(crate) struct CpuSession {
     /// Exports that wait for the end of the pass to be hashed.
     rows: Rows,
     hook: Option<Box<dyn OpHook>>,
+    run: RunParams,
+    /// All tokens so far.
+    tokens: Vec<u32>,
 }
 
 /// The exports of one (layer, position), encoded.
@@ -72,6 +75,8 @@ impl CpuSession {
             slots: Vec::new(),
             rows: Rows::default(),
             hook: cpu.hook(),
+            run: RunParams::default(),
+            tokens: Vec::new(),
         }
     }
 
@@ -98,6 +103,12 @@ impl CpuSession {
 impl Session for CpuSession {
     fn len(&self) -> u32 {
         self.len
+    }
+
+    fn set_run(&mut self, run: RunParams) -> Result<()> {
+        self.cpu.check_run(&run)?;
+        self.run = run;
+        Ok(())
     }
 
     fn extend(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>> {
@@ -146,14 +157,19 @@ impl<'a> Entry<'a> {
 
     /// Takes up to `most` positions for the next pass; how many it took.
     fn begin(&mut self, most: usize) -> usize {
-        let CpuSession { slots, len, .. } = &mut *self.session;
+        let CpuSession { slots, len, run, tokens, .. } = &mut *self.session;
         let n = if self.error.is_some() { 0 } else { most.min(self.tokens.len()) };
         let (now, later) = self.tokens.split_at(n);
         if slots.len() < n {
             slots.resize_with(n, Slot::default);
         }
+        tokens.truncate(*len as usize);
+        tokens.extend_from_slice(now);
         for (i, (slot, token)) in slots.iter_mut().zip(now).enumerate() {
             slot.begin(*token, *len + i as u32);
+            if slot.position >= self.head_from {
+                slot.sample(run, tokens);
+            }
         }
         (self.tokens, self.now) = (later, n);
         n
@@ -307,8 +323,7 @@ fn deliver_heads(cpu: &Cpu, e: &mut Entry<'_>, first: usize, n: usize) -> Result
     let (layer, kind) = (exec.model.layers() + 1, SectionKind::Head);
     let section = exec.plan.section(kind);
     let (record, logits) = (e.sink.wants_exports(), e.sink.wants_logits());
-    let select = section.exports.first().map(|op| section.ops[*op]);
-    let operand = select.map(|d| d.operands[0]).filter(|o| logits && o.kind == OperandKind::Op);
+    let operator = section.logits.filter(|_| logits);
     let from = (e.head_from.saturating_sub(e.session.len) as usize).min(e.now) + first;
     for slot in &e.session.slots[from..from + n] {
         let token = slot.exports().first().and_then(|t| t.get(0)).unwrap_or(0);
@@ -318,7 +333,7 @@ fn deliver_heads(cpu: &Cpu, e: &mut Entry<'_>, first: usize, n: usize) -> Result
             r.set(layer, slot.position, slot.exports());
             r.deliver(e.sink)?;
         }
-        if let Some(OpTensor::I32(values)) = operand.and_then(|o| slot.outputs(kind).get(o.index as usize)) {
+        if let Some(OpTensor::I32(values)) = operator.and_then(|k| slot.outputs(kind).get(k)) {
             e.sink.logits(slot.position, values)?;
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use sworn_commit::witness::Inputs;
-use sworn_commit::{tensor, trace};
+use sworn_commit::{RunParams, tensor, trace};
 use sworn_engine::{
     Backend, Cpu, EngineError, ExportSink, OpHook, OpTensor, Replay, Request, Simd, audit, generate, replay,
 };
@@ -213,13 +213,18 @@ fn every_element_of_a_replayed_row_is_the_scalar_references() {
         let (_dir, model) = model(seed);
         let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
         let prompt = tokens(30, model.manifest().vocab, seed);
-        let g = generate(&cpu, &Request { prompt: &prompt, max_new: 9, stop: &[], cancel: None }, &mut |_| {}).unwrap();
+        let g = generate(
+            &cpu,
+            &Request { prompt: &prompt, max_new: 9, stop: &[], run: RunParams::default(), cancel: None },
+            &mut |_| {},
+        )
+        .unwrap();
         for layer in 0..=model.layers() + 1 {
             let kind = SectionKind::of_layer(layer, model.layers()).unwrap();
             let section = model.program().section(kind);
             let exports = section.exports();
             for row in [0, 3, g.trace.dims.rows(layer) - 1] {
-                let r = replay(&cpu, &prompt, &g.tokens, layer, row).unwrap();
+                let r = replay(&cpu, &prompt, &g.tokens, &RunParams::default(), layer, row).unwrap();
                 assert_eq!(r.ops.len(), section.ops.len());
                 // The replayed exports are those of the trace.
                 let roots = r.op_roots();
@@ -276,16 +281,16 @@ fn a_tampered_element_is_committed_to_and_replayed_and_nothing_before_it_changes
     let (_dir, model) = model(1);
     let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
     let prompt = tokens(20, model.manifest().vocab, 5);
-    let request = Request { prompt: &prompt, max_new: 6, stop: &[], cancel: None };
+    let request = Request { prompt: &prompt, max_new: 6, stop: &[], run: RunParams::default(), cancel: None };
     let (layer, position) = (1, 7);
     let ops = &model.program().section(SectionKind::Block).ops;
     for op in 0..ops.len() {
         let liar = cpu.with_hook(Arc::new(move || Box::new(Lie { layer, position, op })));
         let g = generate(&liar, &request, &mut |_| {}).unwrap();
-        let honest = audit(&cpu, &prompt, &g.tokens, None).unwrap();
+        let honest = audit(&cpu, &prompt, &g.tokens, &RunParams::default(), None).unwrap();
         // The lie itself, which an export need not show.
-        let told = replay(&liar, &prompt, &g.tokens, layer, position).unwrap();
-        let right = replay(&cpu, &prompt, &g.tokens, layer, position).unwrap();
+        let told = replay(&liar, &prompt, &g.tokens, &RunParams::default(), layer, position).unwrap();
+        let right = replay(&cpu, &prompt, &g.tokens, &RunParams::default(), layer, position).unwrap();
         let wrong: Vec<usize> = (0..ops.len()).filter(|k| told.ops[*k] != right.ops[*k]).collect();
         assert_eq!(wrong.first(), Some(&op), "{}", ops[op].opcode);
         let roots = told.op_roots();
@@ -295,7 +300,11 @@ fn a_tampered_element_is_committed_to_and_replayed_and_nothing_before_it_changes
         if let Some(first) = g.trace.tree.first_difference(&honest.trace.tree) {
             assert_eq!(first, (layer, position), "{}", ops[op].opcode);
         }
-        assert_eq!(audit(&liar, &prompt, &g.tokens, None).unwrap().trace, g.trace, "a liar's story is consistent");
+        assert_eq!(
+            audit(&liar, &prompt, &g.tokens, &RunParams::default(), None).unwrap().trace,
+            g.trace,
+            "a liar's story is consistent"
+        );
     }
 }
 
@@ -305,14 +314,14 @@ fn an_audit_gives_the_generations_trace_and_finds_a_foreign_token() {
     let cpu = Cpu::new(model.clone()).unwrap();
     let prompt = tokens(70, model.manifest().vocab, 3);
     let mut seen = Vec::new();
-    let request = Request { prompt: &prompt, max_new: 80, stop: &[], cancel: None };
+    let request = Request { prompt: &prompt, max_new: 80, stop: &[], run: RunParams::default(), cancel: None };
     let g = generate(&cpu, &request, &mut |t| seen.push(t)).unwrap();
     assert_eq!((seen.len(), &seen), (80, &g.tokens));
-    let a = audit(&cpu, &prompt, &g.tokens, None).unwrap();
+    let a = audit(&cpu, &prompt, &g.tokens, &RunParams::default(), None).unwrap();
     assert_eq!((&a.trace, a.first_wrong_token(&g.tokens)), (&g.trace, None));
     let mut output = g.tokens.clone();
     output[40] = (output[40] + 1) % model.manifest().vocab;
-    let a = audit(&cpu, &prompt, &output, None).unwrap();
+    let a = audit(&cpu, &prompt, &output, &RunParams::default(), None).unwrap();
     assert_eq!(a.first_wrong_token(&output), Some(40));
     assert_ne!(a.trace.root, g.trace.root);
 
@@ -328,19 +337,23 @@ fn requests_that_cannot_be_run_are_errors() {
     let cpu = Cpu::new(model.clone()).unwrap();
     let vocab = model.manifest().vocab;
     let ask = |prompt: &[u32], max_new| {
-        generate(&cpu, &Request { prompt, max_new, stop: &[], cancel: None }, &mut |_| {}).unwrap_err()
+        generate(&cpu, &Request { prompt, max_new, stop: &[], run: RunParams::default(), cancel: None }, &mut |_| {})
+            .unwrap_err()
     };
     assert!(matches!(ask(&[], 4), EngineError::Request(_)));
     assert!(matches!(ask(&[1], 0), EngineError::Request(_)));
     assert!(matches!(ask(&[1], 4000), EngineError::Capacity { wanted: 4000, capacity: 256 }));
     assert!(matches!(ask(&[1, vocab], 4), EngineError::Token { token, .. } if token == vocab));
     let stop = std::sync::atomic::AtomicBool::new(true);
-    let cancelled = Request { prompt: &[1], max_new: 4, stop: &[], cancel: Some(&stop) };
+    let cancelled = Request { prompt: &[1], max_new: 4, stop: &[], run: RunParams::default(), cancel: Some(&stop) };
     assert!(matches!(generate(&cpu, &cancelled, &mut |_| {}), Err(EngineError::Sink(_))));
-    assert!(matches!(audit(&cpu, &[1], &[], None), Err(EngineError::Request(_))));
-    assert!(matches!(audit(&cpu, &[1], &[vocab, 1], None), Err(EngineError::Token { .. })));
-    assert!(matches!(replay(&cpu, &[1], &[2, 3], 0, 2), Err(EngineError::Request(_))));
-    assert!(matches!(replay(&cpu, &[1], &[2, 3], model.layers() + 2, 0), Err(EngineError::Request(_))));
+    assert!(matches!(audit(&cpu, &[1], &[], &RunParams::default(), None), Err(EngineError::Request(_))));
+    assert!(matches!(audit(&cpu, &[1], &[vocab, 1], &RunParams::default(), None), Err(EngineError::Token { .. })));
+    assert!(matches!(replay(&cpu, &[1], &[2, 3], &RunParams::default(), 0, 2), Err(EngineError::Request(_))));
+    assert!(matches!(
+        replay(&cpu, &[1], &[2, 3], &RunParams::default(), model.layers() + 2, 0),
+        Err(EngineError::Request(_))
+    ));
     assert!(matches!(cpu.session(257).err(), Some(EngineError::Capacity { .. })));
     let mut session = cpu.session(2).unwrap();
     let full = session.extend(&[1, 2, 3], u32::MAX, &mut sworn_engine::NoExports);

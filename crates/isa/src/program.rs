@@ -271,7 +271,7 @@ impl Program {
                     && p[0] as u64 * d.inner as u64 <= 1 << 18
             }
             Cut => count == 2 && (0..=1).contains(&p[0]),
-            Threshold => count == 1 && (1..=20).contains(&p[0]) && p[1] == p[0] - 8,
+            Threshold => count == 1 && (8..=20).contains(&p[0]) && p[1] == p[0] - 8,
             Sample => count == 1 && p[0] > 0,
         };
         if !ok {

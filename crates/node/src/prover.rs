@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use alloy::primitives::{B256, U256};
 use serde::{Deserialize, Serialize};
 use sworn_bindings::Target;
-use sworn_commit::TraceTree;
+use sworn_commit::{RunParams, TraceTree};
 use sworn_engine::{Backend, Cpu, Request, audit, generate, replay};
 
 use crate::{Error, Result};
@@ -140,18 +140,24 @@ impl Prover for EngineProver {
     fn execute(&self, job: &Job, cancel: &AtomicBool) -> Result<Execution> {
         let (backend, _) = self.of(job)?;
         let stop = &backend.model().manifest().stop_tokens;
-        let request = Request { prompt: &job.prompt, max_new: job.max_new, stop, cancel: Some(cancel) };
+        let request = Request {
+            prompt: &job.prompt,
+            max_new: job.max_new,
+            stop,
+            run: RunParams::default(),
+            cancel: Some(cancel),
+        };
         let done = generate(&**backend, &request, &mut |_| {})?;
         Ok(Execution { tokens: done.tokens, trace: done.trace.tree })
     }
 
     fn leaves(&self, job: &Job, tokens: &[u32]) -> Result<TraceTree> {
         let (backend, _) = self.of(job)?;
-        Ok(audit(&**backend, &job.prompt, tokens, None)?.trace.tree)
+        Ok(audit(&**backend, &job.prompt, tokens, &RunParams::default(), None)?.trace.tree)
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> Result<Vec<Vec<u8>>> {
         let (_, cpu) = self.of(job)?;
-        Ok(replay(cpu, &job.prompt, tokens, layer, row)?.ops)
+        Ok(replay(cpu, &job.prompt, tokens, &RunParams::default(), layer, row)?.ops)
     }
 }

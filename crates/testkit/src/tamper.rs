@@ -213,7 +213,7 @@ pub fn lie(cpu: &Cpu, request: &Request<'_>, opcode: Opcode, wanted: Wanted, see
         // Each place is tried with a small error first: attempts 0, 1, 2 and so on grow it.
         let dishonest = tampered(cpu, place, attempt / 2);
         let generation = generate(&dishonest, request, &mut |_| {})?;
-        let honest = audit(cpu, request.prompt, &generation.tokens, None)?;
+        let honest = audit(cpu, request.prompt, &generation.tokens, &request.run, None)?;
         if honest.trace.root != generation.trace.root || honest.first_wrong_token(&generation.tokens).is_some() {
             return Ok(Lied { generation, honest, cpu: dishonest, place });
         }

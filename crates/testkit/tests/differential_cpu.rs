@@ -3,8 +3,8 @@
 
 use sworn_engine::kernels::{Input, apply};
 use sworn_engine::{Matrix, OpTensor, Simd};
-use sworn_isa::sampling::PENALTY_WINDOW;
 use sworn_isa::Opcode;
+use sworn_isa::sampling::PENALTY_WINDOW;
 use sworn_testkit::cases::{Case, OperandData, Row, cases};
 
 const CASES: usize = 10_000;

@@ -150,7 +150,7 @@ impl Seen {
     fn new(cpu: &Cpu, model: &Model, prompt: &[u32], layer: u16) -> Self {
         let dims = TraceDims { layers: model.layers(), n_in: prompt.len() as u32, n_out: 1 };
         let row = dims.rows(layer) - 1;
-        let replay = replay(cpu, prompt, &[1], layer, row).unwrap();
+        let replay = replay(cpu, prompt, &[1], &RunParams::default(), layer, row).unwrap();
         let made_up = |l: u16, r: u32| keccak(&[&l.to_be_bytes(), &r.to_be_bytes()]);
         let tree = |l: u16| (0..dims.rows(l)).map(|r| made_up(l, r)).collect::<Vec<_>>();
         let mut before = layer.checked_sub(1).map(tree).unwrap_or_default();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use sworn_commit::witness::{Claim, Evidence, PartialTree, build};
-use sworn_commit::{Hash, TraceDims, TraceTree, tensor};
+use sworn_commit::{Hash, RunParams, TraceDims, TraceTree, tensor};
 use sworn_engine::{Backend, Cpu, Simd, audit, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::Model;
@@ -57,7 +57,7 @@ impl Executor {
     /// # Errors
     /// The execution fails.
     pub fn audit(&self, prompt: &[u32], output: &[u32]) -> sworn_engine::Result<(Own, Hash)> {
-        let a = audit(&*self.backend, prompt, output, None)?;
+        let a = audit(&*self.backend, prompt, output, &RunParams::default(), None)?;
         let root = a.trace.root;
         Ok((
             Own { trace: a.trace.tree, selected: a.selected, output: output.to_vec(), replays: Default::default() },
@@ -79,7 +79,8 @@ impl Executor {
     ) -> Result<Vec<String>, String> {
         self.verified.get_or_init(|| self.verify()).clone()?;
         let (second, name) = self.second();
-        let again = audit(&second, prompt, output, None).map_err(|e| format!("the second execution failed: {e}"))?;
+        let again = audit(&second, prompt, output, &RunParams::default(), None)
+            .map_err(|e| format!("the second execution failed: {e}"))?;
         if again.trace.tree != *own || again.selected != selected {
             let place = again.trace.tree.first_difference(own);
             let place = place.map_or("the selected tokens".to_owned(), |(l, r)| format!("layer {l}, row {r}"));
@@ -118,7 +119,8 @@ impl Executor {
         (layer, row): (u16, u32),
         own: &TraceTree,
     ) -> Result<Replay, String> {
-        let replay: Replay = replay(&self.cpu, prompt, output, layer, row).map_err(|e| e.to_string())?.into();
+        let replay: Replay =
+            replay(&self.cpu, prompt, output, &RunParams::default(), layer, row).map_err(|e| e.to_string())?.into();
         let dims = TraceDims { layers: self.model().layers(), n_in: prompt.len() as u32, n_out: output.len() as u32 };
         self.spot_check(dims, layer, row, &replay, own)?;
         Ok(replay)

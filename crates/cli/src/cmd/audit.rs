@@ -53,7 +53,13 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
     }
     let report = backend::cancellable(move |cancel| {
         let chosen = backend::open(model, command.backend)?;
-        let audit = sworn_engine::audit(&*chosen.backend, &answer.input_tokens, &answer.tokens, Some(cancel))?;
+        let audit = sworn_engine::audit(
+            &*chosen.backend,
+            &answer.input_tokens,
+            &answer.tokens,
+            &Default::default(),
+            Some(cancel),
+        )?;
         let root = id_text(&audit.trace.root);
         let wrong_token = audit.first_wrong_token(&answer.tokens);
         let difference = if let Some(index) = wrong_token {

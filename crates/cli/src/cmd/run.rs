@@ -42,7 +42,13 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
         let mut text = String::new();
         let mut broken = None;
         let stop = &model.manifest().stop_tokens;
-        let request = Request { prompt: &input, max_new: command.max_tokens, stop, cancel: Some(cancel) };
+        let request = Request {
+            prompt: &input,
+            max_new: command.max_tokens,
+            stop,
+            run: Default::default(),
+            cancel: Some(cancel),
+        };
         let done = generate(&*chosen.backend, &request, &mut |token| {
             let piece = stream.push(token);
             text.push_str(&piece);

@@ -265,12 +265,18 @@ fn candle_speed(peer: &mut CandlePeer, prompt: &[u32], n: u32) -> Result<(f64, f
 
 fn audit(backend: &dyn Backend, prompt: &[u32], output: u32) -> Result<AuditTiming> {
     // Without stop tokens: the same lengths in every run and for every model.
-    let request = sworn_engine::Request { prompt, max_new: output, stop: &[], cancel: None };
+    let request = sworn_engine::Request {
+        prompt,
+        max_new: output,
+        stop: &[],
+        run: sworn_commit::RunParams::default(),
+        cancel: None,
+    };
     let start = Instant::now();
     let answer = sworn_engine::generate(backend, &request, &mut |_| {})?;
     let generate_s = seconds(start);
     let start = Instant::now();
-    let audit = sworn_engine::audit(backend, prompt, &answer.tokens, None)?;
+    let audit = sworn_engine::audit(backend, prompt, &answer.tokens, &sworn_commit::RunParams::default(), None)?;
     let audit_s = seconds(start);
     if audit.trace.root != answer.trace.root {
         return Err(Fault::failed("the audit of an answer gave another trace root: this is a defect of the backend"));
