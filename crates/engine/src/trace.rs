@@ -103,6 +103,17 @@ impl<'a> TraceRecorder<'a> {
         TraceRecorder { layers, n_in, builder, waiting: Rows::default(), names: Vec::new(), cancel }
     }
 
+    /// As [`Self::new`], with the first `rows` positions of a run that began with the same tokens: a leaf depends on the tokens up to its
+    /// position only. `rows` is less than `n_in`, so no row of the head is among them.
+    pub fn resume(of: &TraceTree, layers: u16, n_in: u32, rows: u32) -> Self {
+        let mut recorder = Self::new(layers, n_in, None);
+        for layer in 0..=layers {
+            let leaves = of.layer(layer).leaves().iter().take(rows.min(n_in.saturating_sub(1)) as usize);
+            leaves.for_each(|leaf| recorder.builder.push(layer, *leaf));
+        }
+        recorder
+    }
+
     /// Hashes what was given so far.
     ///
     /// # Errors
