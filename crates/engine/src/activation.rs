@@ -87,7 +87,9 @@ impl Activation {
         let Bytes { hi, lo } = &mut self.q4;
         hi.resize(n, 0);
         lo.resize(n, 0);
-        for ((a, hi), lo) in self.wide.chunks(Q4_STEP).zip(hi.chunks_exact_mut(Q4_STEP)).zip(lo.chunks_exact_mut(Q4_STEP)) {
+        for ((a, hi), lo) in
+            self.wide.chunks(Q4_STEP).zip(hi.chunks_exact_mut(Q4_STEP)).zip(lo.chunks_exact_mut(Q4_STEP))
+        {
             if a.len() < Q4_STEP {
                 hi.fill(0);
                 lo.fill(0);

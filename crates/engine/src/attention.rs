@@ -5,9 +5,8 @@
 
 use std::cell::RefCell;
 
-use sworn_isa::fixed::{bitlen, shift};
+use sworn_isa::fixed::{CL, bitlen, shift, signed};
 
-use crate::kernels::{exp, mix_add, score};
 use crate::simd::Simd;
 
 /// What every query at one position attends to.
@@ -36,6 +35,9 @@ struct Scratch {
     q: Vec<i16>,
     s: Vec<i32>,
     e: Vec<u16>,
+    /// Scales of the keys of one head: mantissas and exponents.
+    km: Vec<u32>,
+    ke: Vec<i32>,
 }
 
 thread_local! {
@@ -82,7 +84,7 @@ impl<'a, 'o> Unit<'a, 'o> {
 /// Query heads that read the same key/value head `kv`.
 #[inline(always)]
 fn group(c: &Context<'_>, kv: usize, q: &[i8], q_scales: &[i32], out: &mut [i32], scratch: &mut Scratch, simd: Simd) {
-    let Scratch { q: wide, s, e } = scratch;
+    let Scratch { q: wide, s, e, km, ke } = scratch;
     let heads = q.len() / c.key_width;
     let n = c.keys.len() / (c.kv * c.key_width);
     wide.clear();
@@ -91,53 +93,61 @@ fn group(c: &Context<'_>, kv: usize, q: &[i8], q_scales: &[i32], out: &mut [i32]
     let mut h = 0;
     while h < heads {
         let q = |i: usize| &wide[(h + i) * c.key_width..][..c.key_width];
-        let (scales, s) = (&q_scales[2 * h..], &mut s[h * n..]);
+        let s = &mut s[h * n..];
         h += match heads - h {
-            1 => scores::<1>(c, kv, [q(0)], scales, n, s, simd),
-            2 => scores::<2>(c, kv, [q(0), q(1)], scales, n, s, simd),
-            3 => scores::<3>(c, kv, [q(0), q(1), q(2)], scales, n, s, simd),
-            _ => scores::<4>(c, kv, [q(0), q(1), q(2), q(3)], scales, n, s, simd),
+            1 => products::<1>(c, kv, [q(0)], n, s, simd),
+            2 => products::<2>(c, kv, [q(0), q(1)], n, s, simd),
+            3 => products::<3>(c, kv, [q(0), q(1), q(2)], n, s, simd),
+            _ => products::<4>(c, kv, [q(0), q(1), q(2), q(3)], n, s, simd),
         };
     }
+    km.clear();
+    ke.clear();
+    for scale in c.key_scales.as_chunks::<2>().0.iter().skip(kv).step_by(c.kv) {
+        km.push(scale[0] as u32);
+        ke.push(scale[1]);
+    }
     e.resize(heads * n, 0);
-    for (s, e) in s.chunks_exact(n).zip(e.chunks_exact_mut(n)) {
+    for ((s, e), q_scale) in s.chunks_exact_mut(n).zip(e.chunks_exact_mut(n)).zip(q_scales.as_chunks::<2>().0) {
+        scale(s, *q_scale, km, ke);
         let max = s.iter().copied().max().unwrap_or(0);
-        exp(s, max, c.table, e);
+        simd.exp(s, max, c.table, e);
         let z = e.iter().fold(0u32, |z, e| z.wrapping_add(u32::from(*e)));
         // `fixed::prob` with the reciprocal taken out of the loop.
         let l = bitlen(z);
         let r = (1u32 << 31).checked_div(shift(z, l - 16)).unwrap_or(0);
         let half = if l == 0 { 0 } else { 1u32 << (l - 1) };
-        e.iter_mut().for_each(|e| *e = shift(u32::from(*e).wrapping_mul(r).wrapping_add(half), l) as u16);
-    }
-    out.fill(0);
-    for j in 0..n {
-        let v = &c.values[(j * c.kv + kv) * c.value_width..][..c.value_width];
-        for (h, out) in out.chunks_exact_mut(c.value_width).enumerate() {
-            match e[h * n + j] {
-                0 => {}
-                p => mix_add(out, i32::from(p), v),
-            }
+        if (0..32).contains(&l) {
+            e.iter_mut().for_each(|e| *e = (u32::from(*e).wrapping_mul(r).wrapping_add(half) >> l) as u16);
+        } else {
+            e.fill(0);
         }
+    }
+    simd.mix(e, n, &c.values[kv * c.value_width..], c.kv * c.value_width, c.value_width, out);
+}
+
+/// `SCORES` from dot products, in place: `fixed::smulrs` without branches.
+#[inline(always)]
+fn scale(s: &mut [i32], q: [i32; 2], km: &[u32], ke: &[i32]) {
+    for ((s, m), e) in s.iter_mut().zip(km).zip(ke) {
+        let x = s.unsigned_abs();
+        let b = (q[0] as u32).wrapping_mul(*m);
+        let by = 0i32.wrapping_sub(q[1]).wrapping_sub(*e);
+        let shift = by.clamp(1, 63) as u32;
+        let y = (u64::from(x) * u64::from(b)).wrapping_add(1 << (shift - 1)) >> shift;
+        let y = y.min(CL as u64) as u32;
+        let least = if x == 0 { 0 } else { CL as u32 };
+        *s = signed(*s < 0, if by < 1 { least } else { y });
     }
 }
 
-/// Scores of C heads, four positions at a time; returns C.
+/// Dot products of C heads with every key, four positions at a time; returns C.
 #[inline(always)]
-fn scores<const C: usize>(
-    c: &Context<'_>,
-    kv: usize,
-    q: [&[i16]; C],
-    q_scales: &[i32],
-    n: usize,
-    s: &mut [i32],
-    simd: Simd,
-) -> usize {
+fn products<const C: usize>(c: &Context<'_>, kv: usize, q: [&[i16]; C], n: usize, s: &mut [i32], simd: Simd) -> usize {
     let key = |j: usize| &c.keys[(j * c.kv + kv) * c.key_width..][..c.key_width];
     let mut put = |j: usize, acc: &[i32; C]| {
-        let ks = &c.key_scales[2 * (j * c.kv + kv)..];
         for (h, acc) in acc.iter().enumerate() {
-            s[h * n + j] = score(*acc, [q_scales[2 * h], q_scales[2 * h + 1]], [ks[0], ks[1]]);
+            s[h * n + j] = *acc;
         }
     };
     let mut j = 0;

@@ -6,7 +6,7 @@
 use sworn_commit::RunParams;
 use sworn_isa::fixed::{
     CL, add_clamp, bitlen, dequant, exp2neg, gelu_exponent, norm_scale, norm_term, prob, quant_scale, rms, scale_times,
-    shift, signed, silu_exponent, silu_mul, smul15, smulrs, soft_cap, soft_cap_exponent, to_fixed,
+    shift, signed, silu_mul, smul15, smulrs, soft_cap, soft_cap_exponent, to_fixed,
 };
 use sworn_isa::{Descriptor, Opcode};
 
@@ -152,7 +152,7 @@ pub(crate) fn apply_into(x: &Inputs<'_, '_>, simd: Simd, out: &mut OpTensor) -> 
             simd.run(|| out.iter_mut().zip(v).for_each(|(o, v)| *o = to_fixed(*v, s) as i16));
             Ok(())
         }
-        OpTensor::U16(out) => probabilities(x, out),
+        OpTensor::U16(out) => simd.run(|| probabilities(x, simd, out)),
         _ => Err(Mismatch { opcode: d.opcode, operand: 0 }),
     }
 }
@@ -314,9 +314,7 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
         }
         Opcode::SiluMul => {
             let (g, u, table) = (x.i32s(0)?, x.i32s(1)?, x.u16s(2)?);
-            for ((o, g), u) in out.iter_mut().zip(g).zip(u) {
-                *o = silu_mul(*g, *u, exp2neg(silu_exponent(*g), table));
-            }
+            simd.silu_mul(g, u, table, out);
         }
         Opcode::Add => {
             let (a, b) = (x.i32s(0)?, x.i32s(1)?);
@@ -366,13 +364,13 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
 }
 
 /// The opcodes with U16 outputs.
-fn probabilities(x: &Inputs<'_, '_>, out: &mut [u16]) -> Result<(), Mismatch> {
+fn probabilities(x: &Inputs<'_, '_>, simd: Simd, out: &mut [u16]) -> Result<(), Mismatch> {
     let n = x.t as usize + 1;
     match x.d.opcode {
         Opcode::Exp => {
             let (s, max, table) = (x.i32s(0)?, x.i32s(1)?, x.u16s(2)?);
             for ((out, s), max) in out.chunks_exact_mut(n).zip(s.chunks_exact(n)).zip(max) {
-                exp(s, *max, table, out);
+                simd.exp(s, *max, table, out);
             }
         }
         Opcode::Prob => {
@@ -417,12 +415,6 @@ pub(crate) fn select(logits: &[i32]) -> u32 {
 #[inline(always)]
 pub(crate) fn score(acc: i32, qs: [i32; 2], ks: [i32; 2]) -> i32 {
     smulrs(acc, (qs[0] as u32).wrapping_mul(ks[0] as u32), 0i32.wrapping_sub(qs[1]).wrapping_sub(ks[1]))
-}
-
-/// `EXP` of one head.
-#[inline(always)]
-pub(crate) fn exp(s: &[i32], max: i32, table: &[u16], out: &mut [u16]) {
-    out.iter_mut().zip(s).for_each(|(o, s)| *o = exp2neg(max.wrapping_sub(*s) as u32, table) as u16);
 }
 
 /// Adds p·v to the running sums of `MIX`.

@@ -2,8 +2,8 @@
 
 use std::cell::RefCell;
 
-use sworn_isa::fixed::{CL, signed};
 use sworn_isa::RowFormat;
+use sworn_isa::fixed::{CL, signed};
 
 use crate::activation::Activation;
 use crate::panel::{BLOCK, Panel, WIDTH};
@@ -14,6 +14,8 @@ use crate::team::Team;
 const PANEL_FROM: usize = 4;
 /// Rows that are multiplied before their sums are requantised together; a multiple of [`ROWS`] and [`BLOCK`].
 const STRIP: usize = 64;
+/// How many bytes ahead of the rows at hand memory is asked for.
+const AHEAD: usize = 4096;
 
 /// A scale pair: for activations m·2^e, for a weight row m·2^(−e).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,23 +129,27 @@ struct Scales {
 }
 
 impl Scales {
-    fn of(m: &Matrix<'_>, first: usize, n: usize) -> Self {
-        let mut s = Scales { m: [0; STRIP], e: [0; STRIP], format: m.format };
-        for (i, (sm, se)) in s.m.iter_mut().zip(&mut s.e).take(n).enumerate() {
+    fn new(format: RowFormat) -> Self {
+        Scales { m: [0; STRIP], e: [0; STRIP], format }
+    }
+
+    /// Puts the scales of rows `first…` at `at…at + n − 1`.
+    #[inline(always)]
+    fn read(&mut self, m: &Matrix<'_>, first: usize, at: usize, n: usize) {
+        for (i, (sm, se)) in self.m[at..].iter_mut().zip(&mut self.e[at..]).take(n).enumerate() {
             if let Some(Scale { m, e }) = m.scale(first + i) {
                 (*sm, *se) = (m, e);
             }
         }
-        s
     }
 
     /// `fixed::narrow` and `fixed::smulrs` of the sums of rows `from…` of these, without branches.
     #[inline(always)]
-    fn requantise(&self, from: usize, acc: &[i64], a: Scale, out: &mut [i32]) {
+    fn requantise(&self, acc: &[i64], a: Scale, out: &mut [i32]) {
         let r = self.format.shift();
         let half = if r == 0 { 0 } else { 1u64 << (r - 1) };
         let i8_rows = self.format == RowFormat::I8;
-        for (((o, acc), m), e) in out.iter_mut().zip(acc).zip(&self.m[from..]).zip(&self.e[from..]) {
+        for (((o, acc), m), e) in out.iter_mut().zip(acc).zip(&self.m).zip(&self.e) {
             // I8 sums are defined modulo 2^32.
             let acc = if i8_rows { i64::from(*acc as i32) } else { *acc };
             let x = (acc.unsigned_abs().wrapping_add(half) >> r) as u32;
@@ -174,23 +180,28 @@ pub(crate) fn rows(
     let n = outs.first().map_or(0, |o| o.len());
     for from in (0..n).step_by(STRIP) {
         let len = STRIP.min(n - from);
-        let rows = Scales::of(m, first + from, len);
+        let mut rows = Scales::new(m.format);
         for ((a, scale), out) in acts.iter().zip(scales).zip(outs.iter_mut()) {
             let mut acc = [0i64; STRIP];
             let mut r = 0;
             while r < len {
-                let row = |i: usize| m.data(first + from + r + i).unwrap_or_default();
+                let at = first + from + r;
+                let row = |i: usize| m.data(at + i).unwrap_or_default();
                 if r + ROWS <= len {
+                    // What processors fetch by themselves ends at page borders and takes a while to start again.
+                    simd.prefetch(m.bytes, at * m.stride + AHEAD, ROWS * m.stride);
+                    rows.read(m, at, r, ROWS);
                     let sums = simd.dots::<ROWS>(m.format, std::array::from_fn(row), m.columns, a);
                     acc[r..r + ROWS].copy_from_slice(&sums);
                     r += ROWS;
                 } else {
+                    rows.read(m, at, r, 1);
                     [acc[r]] = simd.dots(m.format, [row(0)], m.columns, a);
                     r += 1;
                 }
             }
             let out = &mut out[from..from + len];
-            simd.run(|| rows.requantise(0, &acc[..len], *scale, out));
+            simd.run(|| rows.requantise(&acc[..len], *scale, out));
         }
     }
 }
@@ -199,21 +210,15 @@ thread_local! {
     static PANEL: RefCell<Panel> = RefCell::new(Panel::default());
 }
 
-fn panels(
-    m: &Matrix<'_>,
-    first: usize,
-    acts: &[&Activation],
-    scales: &[Scale],
-    outs: &mut [&mut [i32]],
-    simd: Simd,
-) {
+fn panels(m: &Matrix<'_>, first: usize, acts: &[&Activation], scales: &[Scale], outs: &mut [&mut [i32]], simd: Simd) {
     let n = outs.first().map_or(0, |o| o.len());
     let width = simd.panel_width();
     PANEL.with_borrow_mut(|panel| {
         for from in (0..n).step_by(BLOCK) {
             let len = BLOCK.min(n - from);
             panel.load(m, first + from, simd);
-            let rows = Scales::of(m, first + from, len);
+            let mut rows = Scales::new(m.format);
+            rows.read(m, first + from, 0, len);
             let mut c = 0;
             while c < acts.len() {
                 let mut acc = [[0; BLOCK]; WIDTH];
@@ -226,7 +231,7 @@ fn panels(
                 };
                 for (i, acc) in acc.iter().enumerate().take(done) {
                     let out = &mut outs[c + i][from..from + len];
-                    simd.run(|| rows.requantise(0, &acc[..len], scales[c + i], out));
+                    simd.run(|| rows.requantise(&acc[..len], scales[c + i], out));
                 }
                 c += done;
             }
@@ -235,12 +240,7 @@ fn panels(
 }
 
 /// A panel times the first P vectors; returns P.
-fn times<const P: usize>(
-    panel: &Panel,
-    acts: &[&Activation],
-    out: &mut [[i64; BLOCK]; WIDTH],
-    simd: Simd,
-) -> usize {
+fn times<const P: usize>(panel: &Panel, acts: &[&Activation], out: &mut [[i64; BLOCK]; WIDTH], simd: Simd) -> usize {
     let forms = |f: fn(&Activation) -> &[i16]| std::array::from_fn(|i| f(acts[i]));
     if let Some((out, _)) = out.split_first_chunk_mut::<P>() {
         panel.times::<P>(forms(|a| &a.wide), forms(|a| &a.coarse), forms(|a| &a.fine), out, simd);

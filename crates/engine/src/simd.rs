@@ -193,6 +193,53 @@ impl Simd {
         }
     }
 
+    /// Asks for `len` bytes from `at`, as far as the slice has them, to be read soon.
+    #[inline]
+    pub(crate) fn prefetch(self, bytes: &[u8], at: usize, len: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(b) = bytes.get(at..(at + len).min(bytes.len())) {
+            for line in b.chunks(64) {
+                avx2::prefetch(line);
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (bytes, at, len);
+    }
+
+    /// `EXP` of one head: 2^(−(max − s)) for each score; `table` is the exponential's.
+    #[inline]
+    pub(crate) fn exp(self, s: &[i32], max: i32, table: &[u16], out: &mut [u16]) {
+        match (self.0, <&[u16; 257]>::try_from(table)) {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Ok(table)) => unsafe { avx512::exp(s, max, table, out) },
+            _ => self.run(|| scalar::exp(s, max, table, out)),
+        }
+    }
+
+    /// `SILU_MUL`; `table` is the exponential's.
+    #[inline]
+    pub(crate) fn silu_mul(self, g: &[i32], u: &[i32], table: &[u16], out: &mut [i32]) {
+        match (self.0, <&[u16; 257]>::try_from(table)) {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Ok(table)) => unsafe { avx512::silu_mul(g, u, table, out) },
+            _ => self.run(|| scalar::silu_mul(g, u, table, out)),
+        }
+    }
+
+    /// `MIX` of H heads that read the same values: `out[h·width + d] = Σ_j p[h·n + j]·values[j·stride + d]` modulo 2^32, for n
+    /// positions and `width` elements.
+    #[inline]
+    pub(crate) fn mix(self, p: &[u16], n: usize, values: &[i16], stride: usize, width: usize, out: &mut [i32]) {
+        match self.0 {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::mix(p, n, values, stride, width, out) },
+            _ => self.run(|| scalar::mix(p, n, values, stride, 0..width, width, out)),
+        }
+    }
+
     /// Runs `f` compiled for these instructions, so that its loops may be vectorised with them.
     #[inline]
     pub(crate) fn run<T>(self, f: impl FnOnce() -> T) -> T {

@@ -143,7 +143,11 @@ impl Team {
         let mut waited = 0u32;
         while shared.pending.load(Ordering::Acquire) > 0 {
             // The thread that still works may be waiting for this processor.
-            if waited < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
+            if waited < SPINS {
+                std::hint::spin_loop()
+            } else {
+                thread::yield_now()
+            }
             waited = waited.saturating_add(1);
         }
         let panic = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -14,6 +14,13 @@ pub(super) unsafe fn run<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// Asks for a cache line.
+#[inline(always)]
+pub(super) fn prefetch(line: &[u8]) {
+    // SAFETY: SSE is part of the target, and a prefetch reads nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) }
+}
+
 /// The bytes `at…at + 31` of which the slice has; zeros beyond.
 #[inline]
 #[target_feature(enable = "avx2")]

@@ -334,3 +334,147 @@ pub(super) fn panel<const P: usize>(p: &Panel, acts: [&[i16]; P], out: &mut [[i6
         }
     }
 }
+
+/// Sixteen magnitudes |a|·b/2^15, rounded: `fixed::mul15r`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn mul15r(a: __m512i, b: __m512i) -> __m512i {
+    let low = _mm512_mullo_epi32(_mm512_and_si512(a, _mm512_set1_epi32(32767)), b);
+    let low = _mm512_srli_epi32::<15>(_mm512_add_epi32(low, _mm512_set1_epi32(1 << 14)));
+    _mm512_add_epi32(_mm512_mullo_epi32(_mm512_srli_epi32::<15>(a), b), low)
+}
+
+/// Sixteen times `fixed::exp2neg`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn exp2neg(d: __m512i, table: &[u16; 257]) -> __m512i {
+    let j = _mm512_srli_epi32::<5>(_mm512_and_si512(d, _mm512_set1_epi32(8191)));
+    // SAFETY: j ≤ 255, and four bytes from element 255 on are the table's last two elements.
+    let pair = unsafe { _mm512_i32gather_epi32::<2>(j, table.as_ptr().cast()) };
+    let (t0, t1) = (_mm512_and_si512(pair, _mm512_set1_epi32(65535)), _mm512_srli_epi32::<16>(pair));
+    let f = _mm512_and_si512(d, _mm512_set1_epi32(31));
+    let step = _mm512_add_epi32(_mm512_mullo_epi32(_mm512_sub_epi32(t0, t1), f), _mm512_set1_epi32(16));
+    let e = _mm512_sub_epi32(t0, _mm512_srli_epi32::<5>(step));
+    let i = _mm512_srli_epi32::<13>(d);
+    let half = _mm512_srli_epi32::<1>(_mm512_sllv_epi32(_mm512_set1_epi32(1), i));
+    let seen = _mm512_cmple_epu32_mask(i, _mm512_set1_epi32(16));
+    _mm512_maskz_srlv_epi32(seen, _mm512_add_epi32(e, half), i)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+pub(super) fn exp(s: &[i32], max: i32, table: &[u16; 257], out: &mut [u16]) {
+    let n = s.len().min(out.len());
+    let (s, out) = (&s[..n], &mut out[..n]);
+    let max = _mm512_set1_epi32(max);
+    for (s, out) in s.chunks(16).zip(out.chunks_mut(16)) {
+        let mask = ((1u32 << s.len()) - 1) as u16;
+        // SAFETY: the mask keeps the read within the chunk.
+        let v = unsafe { _mm512_maskz_loadu_epi32(mask, s.as_ptr()) };
+        let e = _mm512_cvtepi32_epi16(exp2neg(_mm512_sub_epi32(max, v), table));
+        // SAFETY: as above; both chunks have the same length.
+        unsafe { _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, e) };
+    }
+}
+
+/// Eight times min(CL, (a·b + 2^13) >> 14) of the even 32-bit lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn mulrs14(a: __m512i, b: __m512i) -> __m512i {
+    let r = _mm512_srli_epi64::<14>(_mm512_add_epi64(_mm512_mul_epu32(a, b), _mm512_set1_epi64(1 << 13)));
+    _mm512_min_epu64(r, _mm512_set1_epi64((1 << 30) - 1))
+}
+
+#[target_feature(enable = "avx512f")]
+pub(super) fn silu_mul(g: &[i32], u: &[i32], table: &[u16; 257], out: &mut [i32]) {
+    let n = g.len().min(u.len()).min(out.len());
+    let (zero, one) = (_mm512_setzero_si512(), _mm512_set1_epi32(1));
+    for ((g, u), out) in g[..n].chunks(16).zip(u[..n].chunks(16)).zip(out[..n].chunks_mut(16)) {
+        let mask = ((1u32 << g.len()) - 1) as u16;
+        // SAFETY: the mask keeps the reads within the chunks, which have the same length.
+        let (g, u) =
+            unsafe { (_mm512_maskz_loadu_epi32(mask, g.as_ptr()), _mm512_maskz_loadu_epi32(mask, u.as_ptr())) };
+        let (ga, ua) = (_mm512_abs_epi32(g), _mm512_abs_epi32(u));
+        let e = exp2neg(mul15r(ga, _mm512_set1_epi32(23637)), table);
+        let den = _mm512_add_epi32(_mm512_set1_epi32(32768), e);
+        let num = _mm512_add_epi32(_mm512_set1_epi32(1 << 30), _mm512_srli_epi32::<1>(den));
+        // The quotient is at most 2^15, so a single-precision one is off by one at most; the remainder tells.
+        let q = _mm512_cvttps_epi32(_mm512_div_ps(_mm512_cvtepi32_ps(num), _mm512_cvtepi32_ps(den)));
+        let rest = _mm512_sub_epi32(num, _mm512_mullo_epi32(q, den));
+        let q = _mm512_mask_sub_epi32(q, _mm512_cmplt_epi32_mask(rest, zero), q, one);
+        let q = _mm512_mask_add_epi32(q, _mm512_cmpge_epi32_mask(rest, den), q, one);
+        let negative = _mm512_cmplt_epi32_mask(g, zero);
+        let s = _mm512_mask_sub_epi32(q, negative, _mm512_set1_epi32(32768), q);
+        let x = mul15r(ga, s);
+        let even = mulrs14(x, ua);
+        let odd = mulrs14(_mm512_srli_epi64::<32>(x), _mm512_srli_epi64::<32>(ua));
+        let y = _mm512_or_si512(even, _mm512_slli_epi64::<32>(odd));
+        let flip = negative ^ _mm512_cmplt_epi32_mask(u, zero);
+        // SAFETY: the mask keeps the write within the chunk.
+        unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr(), mask, _mm512_mask_sub_epi32(y, flip, zero, y)) };
+    }
+}
+
+/// See [`super::Simd::mix`]: thirty-two elements at a time, two positions per product.
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+pub(super) fn mix(p: &[u16], n: usize, values: &[i16], stride: usize, width: usize, out: &mut [i32]) {
+    // A probability of one does not fit a signed product.
+    let whole = if p.iter().all(|p| *p < 0x8000) { width / 32 * 32 } else { 0 };
+    let heads = out.len() / width;
+    for d in (0..whole).step_by(32) {
+        let mut h = 0;
+        while h < heads {
+            let (p, out) = (&p[h * n..], &mut out[h * width..]);
+            h += match heads - h {
+                1 => strip::<1>(p, n, values, stride, d, width, out),
+                2 => strip::<2>(p, n, values, stride, d, width, out),
+                3 => strip::<3>(p, n, values, stride, d, width, out),
+                _ => strip::<4>(p, n, values, stride, d, width, out),
+            };
+        }
+    }
+    if whole < width {
+        super::scalar::mix(p, n, values, stride, whole..width, width, out);
+    }
+}
+
+/// Elements d…d + 31 of H heads; returns H.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
+fn strip<const H: usize>(
+    p: &[u16],
+    n: usize,
+    values: &[i16],
+    stride: usize,
+    d: usize,
+    width: usize,
+    out: &mut [i32],
+) -> usize {
+    let zero = _mm512_setzero_si512();
+    let (mut low, mut high) = ([zero; H], [zero; H]);
+    let p: [&[u16]; H] = std::array::from_fn(|h| &p[h * n..][..n]);
+    let at = |j: usize| words(&values[j * stride + d..][..32], 0);
+    for j in (0..n).step_by(2) {
+        let last = j + 1 == n;
+        let (a, b) = (at(j), if last { zero } else { at(j + 1) });
+        let (ab0, ab1) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
+        for h in 0..H {
+            let pair = u32::from(p[h][j]) | if last { 0 } else { u32::from(p[h][j + 1]) << 16 };
+            let pair = _mm512_set1_epi32(pair as i32);
+            low[h] = _mm512_dpwssd_epi32(low[h], ab0, pair);
+            high[h] = _mm512_dpwssd_epi32(high[h], ab1, pair);
+        }
+    }
+    // Lane l of `low` holds elements 8l…8l + 3, of `high` 8l + 4…8l + 7.
+    let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for h in 0..H {
+        let out = &mut out[h * width + d..][..32];
+        // SAFETY: thirty-two elements are there.
+        unsafe {
+            let to = out.as_mut_ptr();
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi64(low[h], first, high[h]));
+            _mm512_storeu_si512(to.add(16).cast(), _mm512_permutex2var_epi64(low[h], second, high[h]));
+        }
+    }
+    H
+}

@@ -1,6 +1,7 @@
 //! Portable code; the other files give the same bits.
 
 use sworn_isa::GROUP;
+use sworn_isa::fixed::{exp2neg, silu_exponent, silu_mul as silu};
 
 use crate::activation::Activation;
 use crate::panel::{BLOCK, Panel};
@@ -87,6 +88,44 @@ pub(super) fn unpack(rows: [&[u8]; BLOCK], nibbles: bool, out: &mut [i16]) {
             }
             for (j, w) in w.as_chunks::<2>().0.iter().enumerate() {
                 out[2 * (BLOCK * j + r)..][..2].copy_from_slice(w);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn exp(s: &[i32], max: i32, table: &[u16], out: &mut [u16]) {
+    out.iter_mut().zip(s).for_each(|(o, s)| *o = exp2neg(max.wrapping_sub(*s) as u32, table) as u16);
+}
+
+#[inline(always)]
+pub(super) fn silu_mul(g: &[i32], u: &[i32], table: &[u16], out: &mut [i32]) {
+    for ((o, g), u) in out.iter_mut().zip(g).zip(u) {
+        *o = silu(*g, *u, exp2neg(silu_exponent(*g), table));
+    }
+}
+
+/// Elements `range` of each head's `width`.
+#[inline(always)]
+pub(super) fn mix(
+    p: &[u16],
+    n: usize,
+    values: &[i16],
+    stride: usize,
+    range: std::ops::Range<usize>,
+    width: usize,
+    out: &mut [i32],
+) {
+    for out in out.chunks_exact_mut(width) {
+        out[range.clone()].fill(0);
+    }
+    for j in 0..n {
+        let v = &values[j * stride..][range.clone()];
+        for (out, p) in out.chunks_exact_mut(width).zip(p.chunks_exact(n)) {
+            let p = i32::from(p[j]);
+            if p != 0 {
+                let sums = &mut out[range.clone()];
+                sums.iter_mut().zip(v).for_each(|(a, v)| *a = a.wrapping_add(p.wrapping_mul(i32::from(*v))));
             }
         }
     }

@@ -208,3 +208,70 @@ fn the_longest_rows_of_the_largest_values_are_exact() {
         }
     }
 }
+
+fn exp_table() -> Vec<u16> {
+    (0..257).map(|j| (32768.0 * (-f64::from(j) / 256.0).exp2() + 0.5) as u16).collect()
+}
+
+/// Every magnitude from one bit to all, around the powers of two.
+fn word(r: &mut Random) -> i32 {
+    let shift = r.next() % 33;
+    let base = if shift == 32 { 0 } else { 1i64 << shift };
+    (base + r.within(-3, 3, false)) as i32 >> (r.next() % 2) << (r.next() % 2)
+}
+
+proptest! {
+    #[test]
+    fn every_level_gives_the_scalar_exponentials(n in 0usize..70, seed: u64) {
+        let (mut r, table) = (Random(seed | 1), exp_table());
+        let g: Vec<i32> = (0..n).map(|_| if r.next() % 2 == 0 { word(&mut r) } else { r.within(-300_000, 300_000, false) as i32 }).collect();
+        let u: Vec<i32> = (0..n).map(|_| if r.next() % 2 == 0 { word(&mut r) } else { r.next() as i32 }).collect();
+        let max = if r.next() % 2 == 0 { g.iter().copied().max().unwrap_or(0) } else { r.next() as i32 };
+        let (mut want, mut want_exp) = (vec![0; n], vec![0; n]);
+        scalar::silu_mul(&g, &u, &table, &mut want);
+        scalar::exp(&g, max, &table, &mut want_exp);
+        for simd in Simd::all() {
+            let (mut got, mut got_exp) = (vec![1; n], vec![1; n]);
+            simd.silu_mul(&g, &u, &table, &mut got);
+            simd.exp(&g, max, &table, &mut got_exp);
+            prop_assert_eq!(&got, &want, "{}", simd.name());
+            prop_assert_eq!(&got_exp, &want_exp, "{}", simd.name());
+        }
+    }
+
+    #[test]
+    fn every_level_mixes_alike(n in 1usize..40, width in 1usize..150, heads in 1usize..9, kv in 1usize..3, top in 0usize..3, seed: u64) {
+        let mut r = Random(seed | 1);
+        let top = [0x7fff, 0x8000, 0xffff][top];
+        let p: Vec<u16> = (0..heads * n).map(|_| r.within(0, top, true) as u16).collect();
+        let stride = kv * width;
+        let values: Vec<i16> = (0..n * stride).map(|_| r.within(-32768, 32767, true) as i16).collect();
+        let mut want = vec![0i32; heads * width];
+        for (i, w) in want.iter_mut().enumerate() {
+            let (h, d) = (i / width, i % width);
+            for j in 0..n {
+                *w = w.wrapping_add(i32::from(p[h * n + j]).wrapping_mul(i32::from(values[j * stride + d])));
+            }
+        }
+        for simd in Simd::all() {
+            let mut got = vec![5; heads * width];
+            simd.mix(&p, n, &values, stride, width, &mut got);
+            prop_assert_eq!(&got, &want, "{}", simd.name());
+        }
+    }
+}
+
+/// The gated activation at every sigmoid that there is.
+#[test]
+fn every_quotient_of_the_gate_is_right() {
+    let table = exp_table();
+    let g: Vec<i32> = (-420_000..420_000).collect();
+    let u = vec![1 << 20; g.len()];
+    let mut want = vec![0; g.len()];
+    scalar::silu_mul(&g, &u, &table, &mut want);
+    for simd in Simd::all() {
+        let mut got = vec![0; g.len()];
+        simd.silu_mul(&g, &u, &table, &mut got);
+        assert!(got == want, "{}", simd.name());
+    }
+}
