@@ -117,7 +117,8 @@ fn slips_and_strange_files_are_told() {
 fn an_interrupt_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     model(dir.path());
-    let mut bench = command(dir.path(), &["bench", "small", "--quick", "--runs", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut bench =
+        command(dir.path(), &["bench", "small", "--quick", "--runs", "1000"]).stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(bench.stderr.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.any(|l| l.contains("bench: speed")));
     assert!(Command::new("kill").args(["-INT", &bench.id().to_string()]).status().unwrap().success());

@@ -251,7 +251,7 @@ fn write_page(w: &mut String, r: &Report) -> std::fmt::Result {
         writeln!(w, "\n## Several answers at a time\n")?;
         let rate = c.decode_tok_s.map_or("–".to_owned(), |s| number(s.median));
         let over = c.over_one_job.map_or(String::new(), |o| format!(", {:.2} times what one decodes alone", o.median));
-        writeln!(w, "{} jobs, {}: {rate} tok/s together{over}.", c.jobs, c.how)?;
+        writeln!(w, "{} jobs decoding together: {rate} tok/s in all{over}.", c.jobs)?;
     }
     if !r.notes.is_empty() {
         writeln!(w, "\n## Notes\n")?;

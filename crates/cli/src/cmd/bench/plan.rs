@@ -70,7 +70,7 @@ const SHAPES: [Shape; 3] = [
     Shape {
         name: "1B",
         layers: 16,
-        run: 4,
+        run: 16,
         hidden: 2048,
         heads: 32,
         kv_heads: 8,
@@ -81,7 +81,7 @@ const SHAPES: [Shape; 3] = [
     Shape {
         name: "8B",
         layers: 32,
-        run: 2,
+        run: 4,
         hidden: 4096,
         heads: 32,
         kv_heads: 8,

@@ -137,12 +137,10 @@ pub(crate) struct Size {
     pub(crate) decode_tok_s_whole: Option<Stat>,
 }
 
-/// Several answers at a time.
+/// Several answers at a time, every one's next token executed together.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Concurrency {
     pub(crate) jobs: u32,
-    /// How the backend was asked to execute them.
-    pub(crate) how: String,
     /// Tokens decoded per second by all jobs together.
     pub(crate) decode_tok_s: Option<Stat>,
     /// The same over what one job alone decodes.

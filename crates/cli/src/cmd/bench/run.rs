@@ -23,7 +23,7 @@ use super::client::Worker;
 use super::host;
 use super::llama::LlamaBench;
 use super::plan::Plan;
-use super::report::{Bandwidth, ByThreads, Perplexity, Report};
+use super::report::{Bandwidth, ByEngine, ByThreads, Perplexity, Report};
 use super::stat::Stat;
 use super::worker::{Loaded, Request, Windows};
 
@@ -35,6 +35,7 @@ const CANDLE: &str = "candle";
 
 /// A run in progress.
 struct Run {
+    start: Instant,
     home: PathBuf,
     plan: Plan,
     model: Arc<Model>,
@@ -50,7 +51,6 @@ struct Run {
 
 /// Everything, in turn.
 pub(super) async fn measure(settings: &Settings, command: &Bench) -> Result<Report> {
-    let start = Instant::now();
     let mut run = Run::new(settings, command)?;
     run.bandwidth().await?;
     let loading = Instant::now();
@@ -70,12 +70,13 @@ pub(super) async fn measure(settings: &Settings, command: &Bench) -> Result<Repo
     run.shares();
     run.perplexity().await;
     run.shapes().await;
-    run.report.seconds = start.elapsed().as_secs();
+    run.report.seconds = run.start.elapsed().as_secs();
     Ok(run.report)
 }
 
 impl Run {
     fn new(settings: &Settings, command: &Bench) -> Result<Self> {
+        let start = Instant::now();
         let model = models::load(settings, &command.model)?;
         let text = model.encode_text(&sworn_eval::unwrap_lines(sworn_eval::TEXT))?;
         if text.is_empty() {
@@ -100,7 +101,7 @@ impl Run {
             ..Report::default()
         };
         let home = settings.home.clone();
-        let mut run = Run { home, plan, model, text, gpu, gguf: None, llama: None, candle: false, report };
+        let mut run = Run { start, home, plan, model, text, gpu, gguf: None, llama: None, candle: false, report };
         if run.report.host.busy_before > 0.1 {
             let busy = run.report.host.busy_before * 100.0;
             run.note(format!(
@@ -140,6 +141,12 @@ impl Run {
         Ok(())
     }
 
+    /// Says what is measured now, and counts it for a person.
+    fn stage(&self, label: &'static str, steps: usize) -> ProgressBar {
+        note(format!("bench: {label} (after {} s)", self.start.elapsed().as_secs()));
+        progress::bar(label, steps as u64)
+    }
+
     /// Tells now and in the report.
     fn note(&mut self, text: impl Into<String>) {
         let text = text.into();
@@ -162,7 +169,7 @@ impl Run {
         let mut bytes_per_s = ByThreads::new();
         let mut counts = vec![1, self.plan.threads];
         counts.dedup();
-        let bar = stage("memory", 3 * counts.len());
+        let bar = self.stage("memory", 3 * counts.len());
         for threads in counts {
             let mut rates = Vec::new();
             for _ in 0..3 {
@@ -173,12 +180,10 @@ impl Run {
             bytes_per_s.extend(Stat::of(rates).map(|s| (threads, s)));
         }
         bar.finish_and_clear();
-        let (limit_tok_s, share) = Default::default();
-        let mut bytes_per_token =
-            [(OURS.to_owned(), weight_bytes(&self.model))].into_iter().collect::<std::collections::BTreeMap<_, _>>();
-        if let Some(bytes) = self.gguf.as_ref().and_then(|g| sworn_eval::bytes_per_token(g).ok()) {
-            bytes_per_token.insert(LLAMA.into(), bytes);
-        }
+        let mut bytes_per_token = ByEngine::from([(OURS.to_owned(), weight_bytes(&self.model))]);
+        let gguf = self.gguf.as_ref().and_then(|g| sworn_eval::bytes_per_token(g).ok());
+        bytes_per_token.extend(gguf.map(|bytes| (LLAMA.to_owned(), bytes)));
+        let (limit_tok_s, share) = (ByEngine::new(), ByEngine::new());
         let bandwidth = Bandwidth { bytes_per_s, buffer_bytes: bytes, bytes_per_token, limit_tok_s, share };
         self.report.bandwidth = (!self.gpu).then_some(bandwidth);
         Ok(())
@@ -200,7 +205,7 @@ impl Run {
 
     async fn perplexity(&mut self) {
         let Some(gguf) = self.gguf.clone() else { return };
-        let bar = stage("perplexity", 1);
+        let bar = self.stage("perplexity", 1);
         let (window, windows) = (self.plan.window, self.plan.windows);
         let measured = async {
             let (mut worker, _) = self.load_ours(self.plan.threads).await?;
@@ -223,12 +228,6 @@ impl Run {
         }
         bar.finish_and_clear();
     }
-}
-
-/// Says what is measured now, and counts it for a person.
-fn stage(label: &'static str, steps: usize) -> ProgressBar {
-    note(format!("bench: {label}"));
-    progress::bar(label, steps as u64)
 }
 
 /// Bytes of weights that a decoded token reads: every matrix that it is multiplied with.

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use sworn_engine::{Backend, Cpu, NoExports, Session, TraceRecorder};
+use sworn_engine::{Backend, Cpu, NoExports, Session, TraceRecorder, Work};
 use sworn_eval::{CandlePeer, Evaluation, Options};
 use sworn_model::{Model, SyntheticSpec};
 
@@ -35,7 +35,7 @@ pub(super) enum Request {
     Audit { prompt: Vec<u32>, output: u32 },
     /// Fills a context but for its end, then takes `prompt` more tokens and decodes `decode`; gives [`Timing`].
     Context { tokens: Vec<u32>, prompt: u32, decode: u32 },
-    /// Decodes several sequences that begin with one token each; gives [`Timing`].
+    /// Decodes several sequences together, each after its prompt; gives [`Timing`], without the prompts' time.
     Jobs { prompts: Vec<Vec<u32>>, decode: u32 },
     /// Compares with the float reading of the file; gives [`Windows`].
     Perplexity { gguf: PathBuf, window: u32, windows: u32 },
@@ -265,18 +265,12 @@ fn candle_speed(peer: &mut CandlePeer, prompt: &[u32], n: u32) -> Result<(f64, f
 
 fn audit(backend: &dyn Backend, prompt: &[u32], output: u32) -> Result<AuditTiming> {
     // Without stop tokens: the same lengths in every run and for every model.
-    let request = sworn_engine::Request {
-        prompt,
-        max_new: output,
-        stop: &[],
-        run: sworn_commit::RunParams::default(),
-        cancel: None,
-    };
+    let request = sworn_engine::Request { prompt, max_new: output, stop: &[], cancel: None };
     let start = Instant::now();
     let answer = sworn_engine::generate(backend, &request, &mut |_| {})?;
     let generate_s = seconds(start);
     let start = Instant::now();
-    let audit = sworn_engine::audit(backend, prompt, &answer.tokens, &sworn_commit::RunParams::default(), None)?;
+    let audit = sworn_engine::audit(backend, prompt, &answer.tokens, None)?;
     let audit_s = seconds(start);
     if audit.trace.root != answer.trace.root {
         return Err(Fault::failed("the audit of an answer gave another trace root: this is a defect of the backend"));
@@ -312,19 +306,21 @@ fn jobs(backend: &dyn Backend, prompts: &[Vec<u32>], n: u32) -> Result<f64> {
     }
     let start = Instant::now();
     for _ in 0..n {
-        step(&mut jobs)?;
+        step(backend, &mut jobs)?;
     }
     Ok(seconds(start))
 }
 
-/// How [`step`] executes the jobs.
-pub(super) const JOBS_STEP: &str = "one after another, a token each";
-
 /// Every job's next token.
-fn step(jobs: &mut [Job]) -> Result<()> {
-    for job in jobs {
-        let at = job.session.len();
-        job.next = one(&job.session.extend(&[job.next], at, &mut NoExports)?)?;
+fn step(backend: &dyn Backend, jobs: &mut [Job]) -> Result<()> {
+    let tokens: Vec<[u32; 1]> = jobs.iter().map(|j| [j.next]).collect();
+    let mut sinks: Vec<NoExports> = jobs.iter().map(|_| NoExports).collect();
+    let mut work: Vec<Work<'_>> = (jobs.iter_mut().zip(&tokens).zip(&mut sinks))
+        .map(|((job, tokens), sink)| Work { head_from: job.session.len(), session: &mut *job.session, tokens, sink })
+        .collect();
+    let selected = backend.extend_many(&mut work);
+    for (job, selected) in jobs.iter_mut().zip(selected) {
+        job.next = one(&selected?)?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use super::super::client::Worker;
 use super::super::report::AuditSizes;
 use super::super::stat::Stat;
 use super::super::worker::{AuditTiming, Request};
-use super::{CANDLE, LLAMA, OATH, OURS, Run, stage};
+use super::{CANDLE, LLAMA, OATH, OURS, Run};
 
 /// Rounds that candle takes part in.
 const CANDLE_RUNS: usize = 3;
@@ -23,7 +23,7 @@ impl Run {
     /// Ours, llama.cpp, ours under oath, candle; again and again.
     pub(super) async fn speed(&mut self, ours: &mut Worker, threads: usize, runs: usize) -> Result<()> {
         let all = threads == self.plan.threads;
-        let bar = stage(if all { "speed" } else { "speed on 1 thread" }, runs);
+        let bar = self.stage(if all { "speed" } else { "speed on 1 thread" }, runs);
         let mut candle = self.load_candle(threads).await;
         self.time(ours, true).await?;
         let [mut plain, mut oath, mut llama, mut other] = [(); 4].map(|()| Rates::default());
@@ -127,7 +127,7 @@ impl Run {
 
     /// Pairs with and without the trace. Every other pair begins with the trace, so that a drift of the machine's speed cancels.
     pub(super) async fn oath(&mut self, ours: &mut Worker) -> Result<()> {
-        let bar = stage("oath", self.plan.pairs);
+        let bar = self.stage("oath", self.plan.pairs);
         let (mut prefill, mut decode) = (Vec::new(), Vec::new());
         for i in 0..self.plan.pairs {
             let first = self.time(ours, i % 2 == 1).await?;
@@ -146,7 +146,7 @@ impl Run {
 
     /// An answer, then its audit.
     pub(super) async fn audit(&mut self, ours: &mut Worker) -> Result<()> {
-        let bar = stage("audit", self.plan.audits);
+        let bar = self.stage("audit", self.plan.audits);
         let room = self.model.manifest().max_positions;
         let output = self.plan.audit_output.min(room.saturating_sub(self.plan.audit_prompt)).max(1);
         let request = Request::Audit { prompt: self.prompt(0, self.plan.audit_prompt.min(room)), output };

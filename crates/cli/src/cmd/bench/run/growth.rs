@@ -7,8 +7,8 @@ use super::super::host;
 use super::super::plan::Shape;
 use super::super::report::{Concurrency, Context, Size};
 use super::super::stat::Stat;
-use super::super::worker::{JOBS_STEP, Request};
-use super::{LLAMA, OURS, Run, stage};
+use super::super::worker::Request;
+use super::{LLAMA, OURS, Run};
 
 /// Tokens decoded at a context's end, and the longest part of a prompt that is taken before them.
 const END_DECODED: u32 = 16;
@@ -23,7 +23,7 @@ impl Run {
     pub(super) async fn contexts(&mut self, ours: &mut Worker) -> Result<()> {
         let room = self.model.manifest().max_positions;
         let contexts: Vec<u32> = self.plan.contexts.iter().copied().filter(|c| *c <= room).collect();
-        let bar = stage("context", contexts.len());
+        let bar = self.stage("context", contexts.len());
         for positions in contexts {
             let prompt = END_PROMPT.min(positions.saturating_sub(END_DECODED));
             let filled = positions - END_DECODED - prompt;
@@ -57,7 +57,7 @@ impl Run {
 
     /// Tokens per second of several answers at a time.
     pub(super) async fn jobs(&mut self, ours: &mut Worker) -> Result<()> {
-        let bar = stage("jobs at a time", FEW);
+        let bar = self.stage("jobs at a time", FEW);
         let (jobs, prompt, decode) = (self.plan.jobs, self.plan.job_prompt, self.plan.job_decode);
         let prompts: Vec<_> = (0..jobs).map(|i| self.prompt(i.saturating_mul(prompt), prompt)).collect();
         let (mut alone, mut together) = (Vec::new(), Vec::new());
@@ -71,7 +71,7 @@ impl Run {
         bar.finish_and_clear();
         let over_one_job = Stat::of_ratios(together.iter().zip(&alone));
         let decode_tok_s = Stat::of(together);
-        self.report.concurrency = Some(Concurrency { jobs, how: JOBS_STEP.to_owned(), decode_tok_s, over_one_job });
+        self.report.concurrency = Some(Concurrency { jobs, decode_tok_s, over_one_job });
         Ok(())
     }
 
@@ -80,7 +80,7 @@ impl Run {
         if self.plan.shapes.is_empty() {
             return;
         }
-        let bar = stage("model sizes", self.plan.shapes.len());
+        let bar = self.stage("model sizes", self.plan.shapes.len());
         for shape in self.plan.shapes {
             match self.shape(shape).await {
                 Ok(size) => self.report.sizes.push(size),
