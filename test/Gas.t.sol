@@ -58,6 +58,14 @@ contract GasTest is Fixture {
         snap("withdraw");
     }
 
+    function test_gas_sampled() public {
+        vm.mockCall(address(models), abi.encodeCall(models.samples, (modelId)), abi.encode(true));
+        bytes memory prompt = tokens(100);
+        vm.prank(uma);
+        market.createJob(modelId, nora, prompt, 28, type(uint128).max, 5120, "mine");
+        snap("createJob, 100 tokens, named node, sampled");
+    }
+
     function test_gas_open() public {
         bytes memory prompt = tokens(100);
         vm.prank(uma);

@@ -3,6 +3,7 @@ pragma solidity ^0.8.28;
 
 import {Claim, Witness} from "../contracts/interfaces/IStepVerifier.sol";
 import {Judging} from "./support/Judging.sol";
+import {Naive} from "./support/Naive.sol";
 
 /// What `judge` costs at the shapes of a model of 135 million weights: hidden 576, 9 heads on 3 key/value heads of 64, feed-forward
 /// 1,536, 30 blocks of 45 operators, vocabulary 49,152. Values are random, so hardly a byte of calldata is zero: real ones cost less.
@@ -66,6 +67,33 @@ contract StepVerifierGasTest is Judging {
         matrices[0].push(bytes.concat(hex"9abc0005", encode(vector(k, 7), I8)));
         expected = vector(outputs, 30);
         measure(name, rowIndex, readLinear);
+    }
+
+    /// random bytes are a row of any format
+    function blocks(string memory name, uint256 format, uint256 size) internal {
+        (dtypeA, sizeK) = (I16, 1536);
+        d.operands[0] = operand(OP, I16, tensor(vector(1536, 15), I16));
+        d.operands[1] = operand(OP, I32, tensor(list(50001, -20), I32));
+        d.operands[2] = operand(WEIGHT, I8, 0);
+        d.opcode = 9;
+        d.dtype = 2;
+        d.outer = 576;
+        d.p = [int32(1536), 0, 1, int32(int256(format))];
+        otherMatrices = 210;
+        matrixRows = 576;
+        rowIndex = 192;
+        matrices.push();
+        matrices[0].push(bytes.concat(hex"9abc0005", encode(vector(size, 7), I8)));
+        expected = vector(576, 30);
+        measure(name, rowIndex, readLinear);
+    }
+
+    function test_linear_1536_q4() public {
+        blocks("LINEAR 1536 q4 i16", 1, 48 * 20);
+    }
+
+    function test_linear_1536_q8() public {
+        blocks("LINEAR 1536 q8 i16", 2, 48 * 34);
     }
 
     function readLinear(uint256 i) internal {
@@ -338,5 +366,105 @@ contract StepVerifierGasTest is Judging {
         readToken(nIn + 3);
         readOp(0, 12345, 1, I32);
         readOp(0, hint, 1, I32);
+    }
+
+    // ----------------------------------------------------------------------------------------------------- sampling
+
+    uint256 internal constant VOCAB = 49152;
+    uint256 internal constant GROUP = 2048;
+
+    int256 internal constant LARGEST = 3 << 15;
+
+    /// the logits, and behind them the largest. They are sums of three even variates, two units wide about zero.
+    function logits() internal {
+        claim.layer = 31;
+        claim.row = 3;
+        int256[] memory z = new int256[](VOCAB);
+        for (uint256 i; i < VOCAB; i++) {
+            uint256 x = uint256(keccak256(abi.encode(i)));
+            z[i] = int256(uint256(uint16(x)) + uint16(x >> 16) + uint16(x >> 32)) - LARGEST;
+        }
+        z[1] = LARGEST;
+        d.operands[0] = operand(OP, I32, tensor(z, I32));
+        d.operands[1] = operand(OP, I32, tensor(list(LARGEST), I32));
+        d.dtype = 2;
+    }
+
+    function test_max() public {
+        logits();
+        d.operands[1] = 0;
+        d.opcode = 27;
+        d.outer = uint32(VOCAB / GROUP);
+        d.p[0] = int32(int256(GROUP));
+        expected = vector(VOCAB / GROUP, 20);
+        measure("MAX 2048", 7, readMax);
+    }
+
+    function readMax(uint256 i) internal {
+        readOp(0, GROUP * i, GROUP, I32);
+    }
+
+    function histogram(string memory name, bool masses, uint256 shift, uint256 bin) internal {
+        logits();
+        d.opcode = 28;
+        d.outer = 256;
+        d.inner = uint32(VOCAB / GROUP);
+        d.p = [int32(int256(GROUP)), masses ? int32(1) : int32(0), int32(int256(shift)), 0];
+        if (masses) {
+            d.operands[2] = operand(TABLE, U16, 0);
+            expTable();
+            for (uint256 i; i < 64; i++) {
+                tables.push("a table");
+            }
+        }
+        expected = vector(256 * VOCAB / GROUP, 20);
+        measure(name, bin * (VOCAB / GROUP) + 7, readHistogram);
+    }
+
+    function readHistogram(uint256 i) internal {
+        readOp(0, i % (VOCAB / GROUP) * GROUP, GROUP, I32);
+        readOp(1, 0, 1, I32);
+        if (d.p[1] == 1) readTable(0, 0, 257, U16);
+    }
+
+    function test_histogram_of_tokens() public {
+        histogram("HISTOGRAM 2048 tokens", false, 10, 96);
+    }
+
+    function test_histogram_of_mass() public {
+        // the fullest bin
+        histogram("HISTOGRAM 2048 mass", true, 10, 96);
+    }
+
+    /// The dearest there can be: every token in one bin.
+    function test_histogram_of_mass_in_one_bin() public {
+        histogram("HISTOGRAM 2048 mass in one bin", true, 20, 0);
+    }
+
+    function test_sample() public {
+        sampling = 4096;
+        logits();
+        d.operands[2] = d.operands[1];
+        d.operands[1] = operand(TOKEN, 0, 1);
+        d.operands[3] = operand(TABLE, I32, 0);
+        tables.push(encode(vector(8193, 19), I32));
+        tokens[nIn + 3] = 12345;
+        d.opcode = 32;
+        d.p[0] = int32(int256(VOCAB));
+        expected = list(12345);
+        hint = 33333;
+        measure("SAMPLE", 0, readSample);
+    }
+
+    function readSample(uint256) internal {
+        readToken(nIn + 3);
+        readOp(0, 12345, 1, I32);
+        readOp(0, hint, 1, I32);
+        readOp(1, 0, 1, I32);
+        uint32[2] memory both = [12345, hint];
+        for (uint256 i; i < 2; i++) {
+            (uint256 n,) = Naive.noisePlace(Naive.noiseWord(seed, position(), both[i]));
+            readTable(0, n, 2, I32);
+        }
     }
 }

@@ -6,7 +6,7 @@ import {Descriptor, Kind} from "./Descriptor.sol";
 import {Fixed} from "./Fixed.sol";
 import {Step} from "./Reader.sol";
 import {Sampling} from "./Sampling.sol";
-import {Slice} from "./Slice.sol";
+import {Slice, Slices} from "./Slice.sol";
 
 /// @title Selection
 /// @notice The opcodes that choose a token: one function each, which gives one output element from what it reads.
@@ -14,6 +14,8 @@ import {Slice} from "./Slice.sol";
 library Selection {
     /// @dev bins of a histogram
     uint256 private constant BINS = 256;
+    /// @dev a distance beyond which no token has any mass: 2^(−23) in Q15 is rounded to 0
+    int256 private constant NEGLIGIBLE = 1 << 18;
     /// @dev 1 in Q12
     uint256 private constant ONE = 1 << 12;
 
@@ -92,21 +94,11 @@ library Selection {
     }
 
     /// @dev their probability mass
-    function mass(Step memory s, Slice z, uint256 n, int256 max) private pure returns (int256 total) {
+    function mass(Step memory s, Slice z, uint256 n, int256 max) private pure returns (int256) {
         (int256 nearest, int256 farthest) = distances(s);
         Slice t = s.tensor(2, 257, 0, 257);
-        unchecked {
-            for (uint256 i; i < n; ++i) {
-                int256 distance = max - z.get(i);
-                if (distance < nearest || distance > farthest) continue;
-                uint256 d = Fixed.mul15r(Fixed.min(uint256(distance), 1 << 30), Fixed.LOG2_E);
-                // Farther away the power is 0, and so is what it is rounded to.
-                if (d >> 13 > 16) continue;
-                uint256 j = Fixed.exp2negIndex(d);
-                uint256 e = Fixed.exp2neg(d, Fixed.unsigned(t.get(j)), Fixed.unsigned(t.get(j + 1)));
-                total += int256((e + 4) >> 3);
-            }
-        }
+        if (farthest > NEGLIGIBLE) farthest = NEGLIGIBLE;
+        return nearest > farthest ? int256(0) : Slices.mass(z, n, max, uint256(nearest), uint256(farthest), t);
     }
 
     /// @dev 30: bin in which a rank or a mass is reached, and the total before it

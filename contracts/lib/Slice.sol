@@ -270,11 +270,9 @@ library Slices {
         if (least <= type(int32).min) return n;
         if (least > type(int32).max) return 0;
         uint256 at = uint64(Slice.unwrap(s));
+        // No element beyond the end is counted, since the bound is not the least.
+        uint256 bound = laneBound(least);
         assembly ("memory-safe") {
-            // 2^32 less the bound, in every lane: its sum with an element has bit 32 where the element is not smaller. No element
-            // beyond the end is counted, since the bound is not the least.
-            let bound := sub(0x80000000, least)
-            bound := mul(bound, 0x0000000000000001000000000000000100000000000000010000000000000001)
             let lanes := 0
             for { let end := add(at, shl(2, n)) } lt(at, end) { at := add(at, 32) } {
                 let x := xor(calldataload(at), 0x8000000080000000800000008000000080000000800000008000000080000000)
@@ -290,6 +288,73 @@ library Slices {
             }
             count := shr(192, mul(lanes, 0x0000000000000001000000000000000100000000000000010000000000000001))
         }
+    }
+
+    /// @dev in every lane 2^32 less the bound, counted from the least there is: its sum with an element has bit 32 where that is not smaller
+    function laneBound(int256 least) private pure returns (uint256 bound) {
+        if (least < type(int32).min) least = type(int32).min;
+        assembly ("memory-safe") {
+            bound := mul(sub(0x80000000, least), 0x0000000000000001000000000000000100000000000000010000000000000001)
+        }
+    }
+
+    /// @notice `HISTOGRAM`'s mass of those of `n` elements, I32, that lie `nearest` to `farthest` below `top`
+    /// @param farthest at most 2^18: then the power's shift, below 32, needs no test
+    /// @param t the table of powers, U16
+    function mass(Slice s, uint256 n, int256 top, uint256 nearest, uint256 farthest, Slice t)
+        internal
+        pure
+        returns (int256 total)
+    {
+        unchecked {
+            int256 least = top - int256(farthest);
+            uint256 low = laneBound(least);
+            uint256 above = laneBound(top - int256(nearest) + 1);
+            uint256 at = uint64(Slice.unwrap(s));
+            for (uint256 end = at + 4 * n; at < end; at += 32) {
+                // Most words hold nothing of the bin.
+                if (!anyBetween(at, low, above)) continue;
+                uint256 last = end - at < 32 ? end : at + 32;
+                total += massOf(at, last, top, nearest, farthest - nearest, uint64(Slice.unwrap(t)));
+            }
+        }
+    }
+
+    /// @dev whether one of the eight elements at `at` is not below the one bound and below the other
+    function anyBetween(uint256 at, uint256 low, uint256 above) private pure returns (bool any) {
+        assembly ("memory-safe") {
+            let x := xor(calldataload(at), 0x8000000080000000800000008000000080000000800000008000000080000000)
+            let u := and(x, 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+            let hits := xor(add(u, low), add(u, above))
+            u := and(shr(32, x), 0x00000000ffffffff00000000ffffffff00000000ffffffff00000000ffffffff)
+            hits := or(hits, xor(add(u, low), add(u, above)))
+            any := iszero(iszero(and(hits, 0x0000000100000000000000010000000000000001000000000000000100000000)))
+        }
+    }
+
+    function massOf(uint256 at, uint256 last, int256 top, uint256 nearest, uint256 span, uint256 t)
+        private
+        pure
+        returns (int256 total)
+    {
+        uint256 rising;
+        assembly ("memory-safe") {
+            for {} lt(at, last) { at := add(at, 4) } {
+                let d := sub(top, signextend(3, shr(224, calldataload(at))))
+                if gt(sub(d, nearest), span) { continue }
+                d := shr(15, add(mul(d, 23637), 16384))
+                // exp2neg
+                let e := calldataload(add(t, shl(1, shr(5, and(d, 8191)))))
+                let next := and(shr(224, e), 0xffff)
+                e := shr(240, e)
+                rising := or(rising, gt(next, e))
+                e := sub(e, shr(5, add(mul(sub(e, next), and(d, 31)), 16)))
+                d := shr(13, d)
+                e := shr(d, add(e, shr(1, shl(d, 1))))
+                total := add(total, shr(3, add(e, 4)))
+            }
+        }
+        if (rising != 0) revert IStepVerifier.ValueRange(int256(rising));
     }
 
     /// @notice Σ p[j]·v at position j, over `n` positions
