@@ -61,13 +61,14 @@ impl Tail {
             (reads && d.params[1..] == params[1..]).then_some(d.operands[2])
         };
         let ranks = histogram(first, [0, 0, shift, 0])?;
-        histogram(fine, [0, 0, fine_shift, shift])?;
+        let parent = histogram(fine, [0, 0, fine_shift, shift])?;
         let exp = histogram(mass, [0, 1, shift, 0])?;
         let cuts = ranks == Operand::NONE
             && [first, fine, mass].map(|c| ops[c].params[0]) == [0, 0, 1]
             && ops[first].operands[1] == Operand::NONE
             && ops[mass].operands[1] == Operand::NONE
-            && source(ops, fine, 1) == Some(first);
+            && source(ops, fine, 1) == Some(first)
+            && parent == ops[fine].operands[1];
         let Walk { members, .. } = walk;
         let tail = Tail {
             logits: source(ops, z, 0)?,
