@@ -13,6 +13,8 @@ use thiserror::Error;
 
 mod activation;
 mod attention;
+mod batch;
+pub mod calibrate;
 mod cpu;
 mod generate;
 pub mod kernels;
@@ -28,6 +30,7 @@ mod team;
 mod tensor;
 mod trace;
 
+pub use batch::{Limits, Scheduler};
 pub use cpu::{Cpu, HookFactory};
 pub use generate::{Audit, Generation, Request, audit, generate};
 pub use linear::{Matrix, Scale};
