@@ -92,7 +92,9 @@ pub(super) fn tile<const R: usize, const C: usize>(
 
 #[target_feature(enable = "avx2")]
 fn block<const R: usize, const C: usize>(rows: [&[i8]; R], cols: [&[i16]; C], k: usize, out: &mut [[i32; C]; R]) {
-    let (rows, cols) = (rows.map(|r| &r[..k]), cols.map(|c| &c[..k]));
+    let (mut rows, mut cols) = (rows, cols);
+    rows.iter_mut().for_each(|r| *r = &r[..k]);
+    cols.iter_mut().for_each(|c| *c = &c[..k]);
     let mut acc = [[_mm256_setzero_si256(); C]; R];
     let whole = k & !15;
     let mut i = 0;

@@ -56,7 +56,9 @@ pub(super) fn tile<const R: usize, const C: usize>(
     k: usize,
     out: &mut [[i32; C]; R],
 ) {
-    let (rows, cols) = (rows.map(|r| &r[..k]), cols.map(|c| &c[..k]));
+    let (mut rows, mut cols) = (rows, cols);
+    rows.iter_mut().for_each(|r| *r = &r[..k]);
+    cols.iter_mut().for_each(|c| *c = &c[..k]);
     let mut acc = [[_mm512_setzero_si512(); C]; R];
     let whole = k & !31;
     let mut i = 0;
@@ -105,26 +107,52 @@ fn swap_words(v: __m512i) -> __m512i {
     _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(lane))
 }
 
-/// Σ over groups of the big-endian words at `at` of a row times `sums`, in 64-bit lanes. |sums| ≤ 4096.
+/// Σ over groups of the big-endian words times each of N vectors of sums, in 64-bit lanes. |sums| ≤ 4096.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn by_groups(row: &[u8], groups: usize, sums: &[i16]) -> __m512i {
-    let words_of = &row[..2 * groups];
-    let mut total = _mm512_setzero_si512();
-    let mut g = 0;
-    while g < groups {
-        // At most 2^15·2^12·2 per lane.
-        let part = _mm512_dpwssd_epi32(_mm512_setzero_si512(), swap_words(bytes(words_of, 2 * g)), words(sums, g));
-        total = _mm512_add_epi64(total, pairs(part));
-        g += 32;
+fn by_groups<const N: usize>(words_of: &[u8], sums: [&[i16]; N]) -> [__m512i; N] {
+    let zero = _mm512_setzero_si512();
+    let mut total = [zero; N];
+    for (i, of) in words_of.chunks(64).enumerate() {
+        let w = swap_words(bytes(of, 0));
+        for n in 0..N {
+            // At most 2^15·2^12·2 per lane.
+            total[n] = _mm512_add_epi64(total[n], pairs(_mm512_dpwssd_epi32(zero, w, words(sums[n], 32 * i))));
+        }
     }
     total
+}
+
+/// The sum of each vector's 64-bit lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sums<const R: usize>(v: &[__m512i; R]) -> [i64; R] {
+    let mut out = [0; R];
+    if R == 4 {
+        let ab = _mm512_add_epi64(_mm512_unpacklo_epi64(v[0], v[1]), _mm512_unpackhi_epi64(v[0], v[1]));
+        let cd = _mm512_add_epi64(_mm512_unpacklo_epi64(v[2], v[3]), _mm512_unpackhi_epi64(v[2], v[3]));
+        // 128-bit lanes: of each two vectors two sums, four times.
+        let low = _mm512_shuffle_i64x2::<0x44>(ab, cd);
+        let high = _mm512_shuffle_i64x2::<0xEE>(ab, cd);
+        let half = _mm512_add_epi64(low, high);
+        let half = _mm512_add_epi64(half, _mm512_shuffle_i64x2::<0xB1>(half, half));
+        let mut lanes = [0i64; 8];
+        // SAFETY: eight elements are there.
+        unsafe { _mm512_storeu_si512(lanes.as_mut_ptr().cast(), half) };
+        out.copy_from_slice(&[lanes[0], lanes[1], lanes[4], lanes[5]]);
+    } else {
+        for r in 0..R {
+            out[r] = _mm512_reduce_add_epi64(v[r]);
+        }
+    }
+    out
 }
 
 /// Q4 rows times one vector. NARROW: the elements are int8 and only [`crate::activation::Bytes::hi`] counts.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn q4<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: usize, a: &Activation) -> [i64; R] {
-    let (scales, q) = (rows.map(|r| &r[..2 * groups]), rows.map(|r| &r[4 * groups..20 * groups]));
+    let mut q = rows;
+    q.iter_mut().for_each(|r| *r = &r[4 * groups..20 * groups]);
     let steps = groups.div_ceil(4);
     let (hi, lo) = (&a.q4.hi[..128 * steps], &a.q4.lo[..128 * steps]);
     let (zero, nibble) = (_mm512_setzero_si512(), _mm512_set1_epi8(15));
@@ -148,9 +176,10 @@ pub(super) fn q4<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: u
                 let v = bytes(q[r], 64 * step);
                 let q0 = _mm512_and_si512(v, nibble);
                 let q1 = _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble);
-                let s = match scales[r].get(8 * step..8 * step + 8) {
-                    Some(s) => u64::from_le_bytes([s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]]),
-                    None => tail(scales[r], 8 * step),
+                // What follows a row's last scales meets nibbles that are zero.
+                let s = match rows[r][8 * step..].first_chunk() {
+                    Some(s) => u64::from_le_bytes(*s),
+                    None => 0,
                 };
                 let s = _mm512_shuffle_epi8(_mm512_set1_epi64(s as i64), spread);
                 // Both fit the low half of a lane: 8·15·128 and 8·15·255; the high half is the sign, which meets a zero.
@@ -172,29 +201,19 @@ pub(super) fn q4<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: u
             total[r] = _mm512_add_epi64(total[r], sum);
         }
     }
-    let mut out = [0; R];
     for r in 0..R {
-        let minima = &rows[r][2 * groups..];
-        let coarse = _mm512_slli_epi64::<11>(by_groups(minima, groups, &a.coarse));
-        let fine = _mm512_slli_epi64::<1>(by_groups(minima, groups, &a.fine));
-        out[r] = _mm512_reduce_add_epi64(_mm512_add_epi64(total[r], _mm512_add_epi64(coarse, fine)));
+        let [coarse, fine] = by_groups(&rows[r][2 * groups..4 * groups], [&a.coarse, &a.fine]);
+        let minima = _mm512_add_epi64(_mm512_slli_epi64::<10>(coarse), fine);
+        total[r] = _mm512_add_epi64(total[r], _mm512_slli_epi64::<1>(minima));
     }
-    out
-}
-
-/// Up to eight bytes from `at`, zeros beyond the slice.
-#[inline]
-fn tail(s: &[u8], at: usize) -> u64 {
-    let mut b = [0; 8];
-    let s = &s[at..];
-    b[..s.len()].copy_from_slice(s);
-    u64::from_le_bytes(b)
+    sums(&total)
 }
 
 /// Q8 rows times one vector. NARROW as in [`q4`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
 pub(super) fn q8<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: usize, a: &Activation) -> [i64; R] {
-    let (scales, q) = (rows.map(|r| &r[..2 * groups]), rows.map(|r| &r[2 * groups..34 * groups]));
+    let mut q = rows;
+    q.iter_mut().for_each(|r| *r = &r[2 * groups..34 * groups]);
     let steps = groups.div_ceil(2);
     let (hi, lo) = (&a.q8.hi[..64 * steps], &a.q8.lo[..64 * steps]);
     let (zero, flip) = (_mm512_setzero_si512(), _mm512_set1_epi8(i8::MIN));
@@ -211,22 +230,22 @@ pub(super) fn q8<const R: usize, const NARROW: bool>(rows: [&[u8]; R], groups: u
             // q + 128 is unsigned; what 128 adds is taken off by the groups' sums below.
             let d = _mm512_dpbusd_epi32(zero, _mm512_xor_si512(w, flip), h);
             let d = if NARROW { d } else { _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(d), l, w) };
-            let s = match scales[r].get(4 * step..4 * step + 4) {
-                Some(s) => u32::from_le_bytes([s[0], s[1], s[2], s[3]]),
-                None => tail(scales[r], 4 * step) as u32,
+            // What follows a row's last scale meets elements that are zero in both vectors.
+            let s = match rows[r][4 * step..].first_chunk() {
+                Some(s) => u32::from_le_bytes(*s),
+                None => 0,
             };
             let s = _mm512_srai_epi32::<16>(_mm512_shuffle_epi8(_mm512_set1_epi32(s as i32), spread));
             total[r] = _mm512_add_epi64(total[r], _mm512_mul_epi32(d, s));
             total[r] = _mm512_add_epi64(total[r], _mm512_mul_epi32(_mm512_srli_epi64::<32>(d), s));
         }
     }
-    let mut out = [0; R];
     for r in 0..R {
-        let excess = by_groups(scales[r], groups, &a.high_sums);
+        let [excess] = by_groups(&rows[r][..2 * groups], [&a.high_sums]);
         let excess = if NARROW { _mm512_slli_epi64::<7>(excess) } else { _mm512_slli_epi64::<15>(excess) };
-        out[r] = _mm512_reduce_add_epi64(_mm512_sub_epi64(total[r], excess));
+        total[r] = _mm512_sub_epi64(total[r], excess);
     }
-    out
+    sums(&total)
 }
 
 /// Sixteen rows' elements to pairs side by side, see [`Panel::weights`].
