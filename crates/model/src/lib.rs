@@ -1,10 +1,10 @@
-//! Models: from a GGUF file to the directory that every part of the system reads.
+//! Models: from a GGUF file or a Hugging Face directory to the directory that every part of the system reads.
 //!
-//! **Owns** the GGUF parser, the integer quantisation ([`import_gguf`]), the programs of the families ([`family`]), the model
-//! directory and its reproducible id, loading ([`Model`]), tokenizer and chat template, the store under `$SWORN_HOME` with
-//! its downloads ([`ModelStore`], [`pull`]), and [`synthetic`] models. **May depend on** `isa`, `commit`, the file
-//! system and the network. **Must never** know of a chain or a device, and never let a float reach an answer: floats end at
-//! import.
+//! **Owns** the sources and their hyper-parameters ([`Gguf`], [`Hyper`]), the integer quantisation ([`import()`]), the programs
+//! of the families ([`family`]), the model directory and its reproducible id, loading ([`Model`]), tokenizer and chat template,
+//! the store under `$SWORN_HOME` with its downloads ([`ModelStore`], [`pull`]), and [`synthetic`] models. **May depend on**
+//! `isa`, `commit`, the file system and the network. **Must never** know of a chain or a device, and never let a float reach
+//! an answer: floats end at import.
 
 mod blocks;
 pub mod chat;
