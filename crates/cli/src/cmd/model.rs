@@ -92,7 +92,7 @@ pub(super) async fn run(settings: &Settings, verb: args::Model) -> Result<ExitCo
             let options = ImportOptions { name: Some(name.clone()), ..ImportOptions::default() };
             let from = std::path::absolute(&file)?;
             let to = directory.clone();
-            let model = blocking(move |progress| sworn_model::import_gguf(&file, &to, &options, progress)).await?;
+            let model = blocking(move |progress| sworn_model::import(&file, &to, &options, progress)).await?;
             remember_source(&models::store(settings), &name, &from);
             show(settings, &name, &model, false)?;
         }
@@ -169,7 +169,9 @@ fn name_from(file: &std::path::Path) -> Result<String> {
 
 /// `sworn eval` needs the float model again; a link costs nothing and a copy would double the disk use.
 fn remember_source(store: &ModelStore, name: &str, from: &std::path::Path) {
+    // A directory of safetensors is no GGUF, which is what the link is for.
     if let Ok(link) = store.source_file(name)
+        && from.is_file()
         && !link.exists()
     {
         #[cfg(unix)]
