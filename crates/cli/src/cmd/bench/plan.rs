@@ -13,6 +13,8 @@ pub(super) struct Plan {
     pub(super) runs: usize,
     /// Repetitions of them on one thread.
     pub(super) runs_one_thread: usize,
+    /// Rounds that candle takes part in: slower by an order of magnitude, it would take most of the run.
+    pub(super) runs_candle: usize,
     /// Pairs with and without the oath.
     pub(super) pairs: usize,
     /// Answers that are audited.
@@ -144,6 +146,7 @@ impl Plan {
             threads,
             runs: 7,
             runs_one_thread: 3,
+            runs_candle: 3,
             pairs: 15,
             audits: 5,
             prompt: 128,
@@ -165,6 +168,7 @@ impl Plan {
             true => Plan {
                 runs: 3,
                 runs_one_thread: 1,
+                runs_candle: 1,
                 pairs: 5,
                 audits: 3,
                 contexts: &[128, 512],

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use sworn_commit::RunParams;
 use sworn_engine::{Backend, Cpu, NoExports, Session, TraceRecorder, Work};
 use sworn_eval::{CandlePeer, Evaluation, Options};
 use sworn_model::{Model, SyntheticSpec};
@@ -265,12 +266,13 @@ fn candle_speed(peer: &mut CandlePeer, prompt: &[u32], n: u32) -> Result<(f64, f
 
 fn audit(backend: &dyn Backend, prompt: &[u32], output: u32) -> Result<AuditTiming> {
     // Without stop tokens: the same lengths in every run and for every model.
-    let request = sworn_engine::Request { prompt, max_new: output, stop: &[], cancel: None };
+    let run = RunParams::default();
+    let request = sworn_engine::Request { prompt, max_new: output, stop: &[], run, cancel: None };
     let start = Instant::now();
     let answer = sworn_engine::generate(backend, &request, &mut |_| {})?;
     let generate_s = seconds(start);
     let start = Instant::now();
-    let audit = sworn_engine::audit(backend, prompt, &answer.tokens, None)?;
+    let audit = sworn_engine::audit(backend, prompt, &answer.tokens, &run, None)?;
     let audit_s = seconds(start);
     if audit.trace.root != answer.trace.root {
         return Err(Fault::failed("the audit of an answer gave another trace root: this is a defect of the backend"));

@@ -8,9 +8,6 @@ use super::super::stat::Stat;
 use super::super::worker::{AuditTiming, Request};
 use super::{CANDLE, LLAMA, OATH, OURS, Run};
 
-/// Rounds that candle takes part in.
-const CANDLE_RUNS: usize = 3;
-
 /// Tokens per second of each round.
 #[derive(Default)]
 struct Rates {
@@ -33,8 +30,7 @@ impl Run {
                 timing.add_to(&mut llama);
             }
             self.time(ours, true).await?.add_to(&mut oath);
-            // Slower by an order of magnitude, it would take most of the run.
-            if let Some(worker) = candle.as_mut().filter(|_| round < CANDLE_RUNS) {
+            if let Some(worker) = candle.as_mut().filter(|_| round < self.plan.runs_candle) {
                 match self.time(worker, false).await {
                     Ok(timing) => timing.add_to(&mut other),
                     Err(fault) => {
