@@ -20,6 +20,7 @@ mod pack;
 mod progress;
 pub mod pull;
 pub mod quantise;
+pub mod small;
 mod source;
 pub mod store;
 pub mod synthetic;

@@ -62,7 +62,7 @@ impl Default for SyntheticSpec {
 }
 
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
-const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+pub(crate) const TEMPLATE: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
 impl SyntheticSpec {
     /// Special tokens and one token per byte.
@@ -103,7 +103,7 @@ impl SyntheticSpec {
     }
 
     /// Letters in pairs, then in triples, as merges.
-    fn vocabulary(&self) -> (Vec<String>, Vec<i64>, Vec<String>) {
+    pub(crate) fn vocabulary(&self) -> VocabularyParts {
         let mut tokens: Vec<String> = SPECIAL.map(str::to_owned).to_vec();
         let mut kinds = vec![3; tokens.len()];
         tokens.extend(byte_characters().map(String::from));
@@ -120,7 +120,22 @@ impl SyntheticSpec {
             tokens.push(format!("{a}{b}"));
         }
         kinds.resize(tokens.len(), 1);
-        (tokens, kinds, merges)
+        VocabularyParts { tokens, kinds, merges }
+    }
+}
+
+/// Tokens by id, their types and the merges, as GGUF keeps them.
+pub(crate) struct VocabularyParts {
+    pub(crate) tokens: Vec<String>,
+    pub(crate) kinds: Vec<i64>,
+    pub(crate) merges: Vec<String>,
+}
+
+impl VocabularyParts {
+    /// The `tokenizer.json`.
+    pub(crate) fn to_json(&self) -> Result<Vec<u8>> {
+        let VocabularyParts { tokens, kinds, merges } = self;
+        Vocabulary { tokens, kinds, merges, pre: PreTokenizer::SmolLm, unknown: Some(0) }.to_json()
     }
 }
 
@@ -139,14 +154,11 @@ pub fn synthetic(spec: &SyntheticSpec, out: impl AsRef<Path>) -> Result<Model> {
     }
     let config = spec.config();
     config.check()?;
-    let (tokens, kinds, merges) = spec.vocabulary();
-    let vocabulary =
-        Vocabulary { tokens: &tokens, kinds: &kinds, merges: &merges, pre: PreTokenizer::SmolLm, unknown: Some(0) };
     let parts = Parts {
         name: format!("synthetic-{}x{}-{}", spec.layers, spec.hidden, spec.seed),
         config,
         weights: WeightFormats::Int8,
-        tokenizer: vocabulary.to_json()?,
+        tokenizer: spec.vocabulary().to_json()?,
         chat_template: TEMPLATE.to_owned(),
         stop_tokens: vec![2],
         special_tokens: SpecialTokens { bos: Some(1), eos: Some(2), unknown: Some(0), padding: Some(2) },
@@ -188,13 +200,23 @@ impl RandomTensors<'_> {
         for b in name.bytes().chain(row.to_be_bytes()) {
             state = mix(state ^ u64::from(b));
         }
-        let width = deviation * 3f32.sqrt();
-        for o in out {
-            state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            // 24 random bits are exactly a single-precision number.
-            let unit = (mix(state) >> 40) as f32 / 8_388_608.0 - 1.0;
-            *o = unit * width;
-        }
+        fill(state, deviation, out);
+    }
+}
+
+/// Uniform numbers of this standard deviation around zero, of a seed and a name.
+pub(crate) fn random(seed: u64, name: &str, deviation: f32, out: &mut [f32]) {
+    let state = name.bytes().fold(mix(seed), |state, b| mix(state ^ u64::from(b)));
+    fill(state, deviation, out);
+}
+
+fn fill(mut state: u64, deviation: f32, out: &mut [f32]) {
+    let width = deviation * 3f32.sqrt();
+    for o in out {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        // 24 random bits are exactly a single-precision number.
+        let unit = (mix(state) >> 40) as f32 / 8_388_608.0 - 1.0;
+        *o = unit * width;
     }
 }
 
