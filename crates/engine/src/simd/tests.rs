@@ -49,7 +49,7 @@ fn matrix(format: RowFormat, rows: usize, k: usize, extreme: bool, r: &mut Rando
     let top = i64::from(GROUP_SCALE_MAX);
     for _ in 0..rows {
         bytes.extend([0x80, 0, 0, 20]);
-        let sign = if r.next() % 2 == 0 { 1 } else { -1 };
+        let sign = if r.next().is_multiple_of(2) { 1 } else { -1 };
         let mut words = |n: usize, top: i64, r: &mut Random| {
             for _ in 0..n {
                 let w = if extreme { sign * top } else { r.within(-top, top, true) };
@@ -65,7 +65,7 @@ fn matrix(format: RowFormat, rows: usize, k: usize, extreme: bool, r: &mut Rando
             RowFormat::Q8 => words(groups, top, r),
         }
         let n = if format == RowFormat::Q4 { k / 2 } else { k };
-        let lowest = if r.next() % 2 == 0 { -128 } else { 127 };
+        let lowest = if r.next().is_multiple_of(2) { -128 } else { 127 };
         bytes.extend((0..n).map(|_| match (extreme, format) {
             (true, RowFormat::Q4) => 0xff,
             (true, _) => lowest as u8,
@@ -224,9 +224,9 @@ proptest! {
     #[test]
     fn every_level_gives_the_scalar_exponentials(n in 0usize..70, seed: u64) {
         let (mut r, table) = (Random(seed | 1), exp_table());
-        let g: Vec<i32> = (0..n).map(|_| if r.next() % 2 == 0 { word(&mut r) } else { r.within(-300_000, 300_000, false) as i32 }).collect();
-        let u: Vec<i32> = (0..n).map(|_| if r.next() % 2 == 0 { word(&mut r) } else { r.next() as i32 }).collect();
-        let max = if r.next() % 2 == 0 { g.iter().copied().max().unwrap_or(0) } else { r.next() as i32 };
+        let g: Vec<i32> = (0..n).map(|_| if r.next().is_multiple_of(2) { word(&mut r) } else { r.within(-300_000, 300_000, false) as i32 }).collect();
+        let u: Vec<i32> = (0..n).map(|_| if r.next().is_multiple_of(2) { word(&mut r) } else { r.next() as i32 }).collect();
+        let max = if r.next().is_multiple_of(2) { g.iter().copied().max().unwrap_or(0) } else { r.next() as i32 };
         let (mut want, mut want_exp) = (vec![0; n], vec![0; n]);
         scalar::silu_mul(&g, &u, &table, &mut want);
         scalar::exp(&g, max, &table, &mut want_exp);
