@@ -117,8 +117,8 @@ impl Scheduler {
     /// The system refuses a thread.
     pub fn new(backend: Arc<dyn Backend>, limits: Limits) -> Result<Self> {
         let shared = Arc::new(Shared { backend, limits, queue: Mutex::default(), wake: Condvar::new() });
-        let worker = shared.clone();
-        let thread = std::thread::Builder::new().name("batch".into()).spawn(move || worker.work());
+        let worker = Worker(shared.clone());
+        let thread = std::thread::Builder::new().name("batch".into()).spawn(move || worker.0.work());
         let thread =
             thread.map_err(|e| EngineError::Request(format!("starting the thread that batches requests: {e}")))?;
         Ok(Scheduler { shared, thread: Some(thread) })
@@ -158,6 +158,9 @@ impl Scheduler {
         };
         {
             let mut queue = unpoisoned(&self.shared.queue);
+            if queue.closed {
+                return Err(ended());
+            }
             let limit = self.shared.limits.waiting;
             if queue.waiting.len() >= limit {
                 return Err(EngineError::Request(format!("{limit} requests wait already: try again later")));
@@ -174,8 +177,23 @@ fn receive(answers: &Receiver<Event>, on_token: &mut dyn FnMut(u32)) -> Result<G
         match answers.recv() {
             Ok(Event::Token(token)) => on_token(token),
             Ok(Event::Done(result)) => return *result,
-            Err(_) => return Err(EngineError::Sink("the thread that batches requests ended".into())),
+            Err(_) => return Err(ended()),
         }
+    }
+}
+
+fn ended() -> EngineError {
+    EngineError::Sink("the thread that batches requests ended".into())
+}
+
+/// Held by the thread: however it ends, nobody goes on waiting for it.
+struct Worker(Arc<Shared>);
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut queue = unpoisoned(&self.0.queue);
+        (queue.closed, queue.running) = (true, 0);
+        queue.waiting.clear();
     }
 }
 
@@ -199,12 +217,10 @@ impl Shared {
                 let to = ticket.to.clone();
                 match self.begin(ticket, &mut kept) {
                     Ok(one) => active.push(one),
-                    // Whoever asked may have gone.
-                    Err(e) => drop(to.send(Event::Done(Box::new(Err(e))))),
+                    Err(e) => self.answer(&to, Err(e)),
                 }
             }
             self.step(&mut active, &mut kept);
-            unpoisoned(&self.queue).running = active.len();
         }
     }
 
@@ -216,6 +232,15 @@ impl Shared {
                 return None;
             }
             if running > 0 || !queue.waiting.is_empty() {
+                // What was cancelled while it waited does not wait for a place.
+                queue.waiting.retain(|t| {
+                    let cancelled = t.cancel.load(Ordering::Relaxed);
+                    if cancelled {
+                        // Whoever asked may have gone.
+                        let _ = t.to.send(Event::Done(Box::new(Err(EngineError::Sink("cancelled".into())))));
+                    }
+                    !cancelled
+                });
                 let room = self.limits.sequences.max(1).saturating_sub(running).min(queue.waiting.len());
                 let tickets: Vec<Ticket> = queue.waiting.drain(..room).collect();
                 queue.running = running + tickets.len();
@@ -262,7 +287,7 @@ impl Shared {
     /// One batch: a token for every sequence that produces, then prompts as far as the step has room.
     fn step(&self, active: &mut Vec<Active>, kept: &mut VecDeque<Kept>) {
         for a in active.extract_if(.., |a| a.ticket.cancel.load(Ordering::Relaxed)) {
-            a.ticket.answer(Err(EngineError::Sink("cancelled".into())));
+            self.answer(&a.ticket.to, Err(EngineError::Sink("cancelled".into())));
         }
         let chunks = self.share(active);
         let mut work: Vec<Work<'_>> = active
@@ -288,7 +313,7 @@ impl Shared {
                 },
             };
             match ran {
-                Err(e) => a.ticket.answer(Err(e)),
+                Err(e) => self.answer(&a.ticket.to, Err(e)),
                 Ok(()) if a.is_done() => self.finish(a, kept),
                 Ok(()) => going.push(a),
             }
@@ -328,14 +353,17 @@ impl Shared {
             }
             Generation { tokens, trace, prefill_tok_s: ticket.prompt.len() as f64 / prefill, decode_tok_s }
         });
-        ticket.answer(done);
+        self.answer(&ticket.to, done);
     }
-}
 
-impl Ticket {
-    fn answer(self, result: Result<Generation>) {
+    /// Ends a request that runs.
+    fn answer(&self, to: &Sender<Event>, result: Result<Generation>) {
+        {
+            let mut queue = unpoisoned(&self.queue);
+            queue.running = queue.running.saturating_sub(1);
+        }
         // Whoever asked may have gone.
-        let _ = self.to.send(Event::Done(Box::new(result)));
+        let _ = to.send(Event::Done(Box::new(result)));
     }
 }
 
