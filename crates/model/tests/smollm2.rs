@@ -7,11 +7,16 @@ use std::time::Instant;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use support::interpreter::Interpreter;
-use sworn_model::{ImportOptions, Message, Model, ModelStore, import_gguf, pull, store::sworn_home};
+use sworn_model::{
+    ImportOptions, Message, Model, ModelStore, WeightFormats, import_gguf, pull, pull::pull_as, store::sworn_home,
+};
 
 /// The id of SmolLM2-135M-Instruct, Q4_1, as imported by default. Another value means that a node which imported the same
 /// file can no longer serve those who did so before: change it only on purpose.
 const MODEL_ID: &str = "ac91fafb93c5905fb2bf0df5298511211ef1fc4d90cf81a61f6a10ecb331379c";
+
+/// The same with `weights: int8` and without sampling, as the executable simulation of the arithmetic has it.
+const INT8_ID: &str = "ac91fafb93c5905fb2bf0df5298511211ef1fc4d90cf81a61f6a10ecb331379c";
 
 /// What the executable simulation of the arithmetic gives for a prompt.
 #[derive(Deserialize)]
@@ -32,6 +37,12 @@ fn golden() -> Vec<Golden> {
     serde_json::from_str(include_str!("smollm2_golden.json")).unwrap()
 }
 
+/// As the simulation has it: int8 rows, the most likely token.
+fn simulated() -> Model {
+    let options = ImportOptions { weights: WeightFormats::Int8, sampling: false, ..ImportOptions::default() };
+    pull_as("smollm2-135m", "smollm2-135m-int8", &options, sworn_home().unwrap(), &mut |_| {}).unwrap()
+}
+
 fn model() -> Model {
     pull("smollm2-135m", sworn_home().unwrap(), &mut |_| {}).expect("the default model is pulled once over the network")
 }
@@ -43,6 +54,7 @@ fn smollm2_has_its_id_wherever_it_is_imported() {
     let store = ModelStore::from_env().unwrap();
     assert!(store.list().unwrap().contains(&"smollm2-135m".to_owned()));
     let t = Instant::now();
+    assert_eq!(hex::encode(simulated().id()), INT8_ID);
     let loaded = store.load("smollm2-135m").unwrap();
     let load = t.elapsed();
     let t = Instant::now();
@@ -81,7 +93,7 @@ fn smollm2_prompts_and_answers_are_the_known_tokens() {
 
 #[test]
 fn smollm2_through_the_scalar_reference_is_golden() {
-    let model = model();
+    let model = simulated();
     let g = &golden()[0];
     assert_eq!(g.residual_sha256.len(), model.layers() as usize + 1);
     let mut run = Interpreter::new(&model, model.layers());
