@@ -10,13 +10,15 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use sworn_commit::RunParams;
 use sworn_engine::{Backend, EngineError, ExportSink, Result, Session};
 use sworn_model::Model;
 
 use crate::GpuError;
 use crate::adapter::{Adapter, Selection};
 use crate::gpu::Gpu;
-use crate::sequence::{Loaded, Sequence, Wanted};
+use crate::loaded::Loaded;
+use crate::sequence::{Batch, Exports, Sequence, Wanted};
 
 /// What errors call this backend.
 const NAME: &str = "wgpu";
@@ -87,12 +89,13 @@ impl Backend for WgpuBackend {
         let id = self.worker.call(move |state| {
             let id = state.next;
             state.next += 1;
-            state.sequences.insert(id, state.loaded.sequence(capacity));
+            state.sequences.insert(id, state.loaded.sequence(capacity, RunParams::default()));
             Ok(id)
         })?;
         Ok(Box::new(WgpuSession {
             worker: self.worker.clone(),
             vocab: self.model.manifest().vocab,
+            layers: self.model.layers(),
             capacity,
             id,
             len: 0,
@@ -103,6 +106,7 @@ impl Backend for WgpuBackend {
 struct WgpuSession {
     worker: Worker,
     vocab: u32,
+    layers: u16,
     capacity: u32,
     id: u64,
     len: u32,
@@ -112,6 +116,83 @@ impl Drop for WgpuSession {
     fn drop(&mut self) {
         let id = self.id;
         self.worker.send(Box::new(move |state| drop(state.sequences.remove(&id))));
+    }
+}
+
+impl WgpuSession {
+    /// Runs `f` on the session's state on the device thread.
+    fn on_device<T, F>(&self, f: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce(&mut Loaded, &mut Sequence) -> Result<T, GpuError> + Send + 'static,
+    {
+        let id = self.id;
+        self.worker.call(move |state| {
+            let gone = || GpuError::Device("the session is closed".into());
+            f(&mut state.loaded, state.sequences.get_mut(&id).ok_or_else(gone)?)
+        })
+    }
+
+    /// Executes `tokens`, batch by batch: while one is read back and given to the sink, the device computes the next.
+    fn batches(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>> {
+        let exports = match sink.wants_exports() {
+            true if sink.wants_leaves() => Exports::Leaves,
+            true => Exports::Tensors,
+            false => Exports::Nothing,
+        };
+        let logits = sink.wants_logits();
+        let mut selected = Vec::new();
+        let mut rest: Arc<[u32]> = tokens.into();
+        let mut queued = 0;
+        while !rest.is_empty() || queued > 0 {
+            let own = rest.clone();
+            let (n, batch) = self.on_device(move |loaded, sequence| {
+                let mut n = 0;
+                if !own.is_empty() {
+                    n = (loaded.rows(sequence)? as usize).min(own.len());
+                    let head_from = head_from.saturating_sub(sequence.len());
+                    loaded.start(sequence, &own[..n], Wanted { head_from, exports, logits })?;
+                }
+                // Two are under way, unless nothing is left to be queued.
+                let wait = n == own.len() || queued > 0;
+                Ok((n, if wait { loaded.finish(sequence)? } else { None }))
+            })?;
+            queued += u32::from(n > 0);
+            rest = rest[n..].into();
+            if let Some(batch) = batch {
+                queued -= 1;
+                self.deliver(&batch, exports, sink)?;
+                self.len += batch.rows;
+                selected.extend(batch.tokens);
+            }
+        }
+        Ok(selected)
+    }
+
+    fn deliver(&self, batch: &Batch, exports: Exports, sink: &mut dyn ExportSink) -> Result<()> {
+        match (exports, &batch.exports) {
+            (Exports::Tensors, Some((layout, bytes))) => {
+                layout.tensors(bytes, |layer, row, tensors| sink.export(layer, batch.first + row as u32, tensors))?
+            }
+            (Exports::Leaves, Some(_)) => {
+                let leaves = batch.leaves();
+                for (layer, rows) in (0..).zip(leaves.chunks(batch.rows as usize)) {
+                    for (position, leaf) in (batch.first..).zip(rows) {
+                        sink.leaf(layer, position, *leaf)?;
+                    }
+                }
+            }
+            _ => {}
+        }
+        if sink.wants_logits() {
+            batch.logits.iter().try_for_each(|(position, values)| sink.logits(*position, values))?;
+        }
+        if exports != Exports::Nothing {
+            for (position, token) in (batch.head..).zip(&batch.tokens) {
+                sink.export(self.layers + 1, position, &[&token.to_be_bytes()])?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -128,31 +209,37 @@ impl Session for WgpuSession {
         if let Some(token) = tokens.iter().find(|t| **t >= self.vocab) {
             return Err(EngineError::Token { token: *token, vocab: self.vocab });
         }
-        let (exports, logits) = (sink.wants_exports(), sink.wants_logits());
-        let mut selected = Vec::new();
-        let mut rest = tokens;
-        while !rest.is_empty() {
-            let (id, own, capacity) = (self.id, rest.to_vec(), self.capacity);
-            let batch = self.worker.call(move |state| {
-                let gone = || GpuError::Device("the session is closed".into());
-                let sequence = state.sequences.get_mut(&id).ok_or_else(gone)?;
-                let n = (state.loaded.rows(sequence.len, capacity)? as usize).min(own.len());
-                let head_from = head_from.saturating_sub(sequence.len);
-                Ok((state.loaded.run(sequence, &own[..n], Wanted { head_from, exports, logits })?, n))
-            })?;
-            let (batch, n) = batch;
-            self.len += n as u32;
-            rest = &rest[n..];
-            selected.extend(batch.tokens);
-            for (layer, position, tensors) in &batch.records {
-                let tensors: Vec<&[u8]> = tensors.iter().map(Vec::as_slice).collect();
-                sink.export(*layer, *position, &tensors)?;
-            }
-            for (position, values) in &batch.logits {
-                sink.logits(*position, values)?;
-            }
+        let done = self.batches(tokens, head_from, sink);
+        if done.is_err() {
+            // What was queued behind the failure is forgotten, so that the session can be used on.
+            self.truncate(self.len)?;
         }
-        Ok(selected)
+        done
+    }
+
+    fn set_run(&mut self, run: RunParams) -> Result<()> {
+        if !run.sampling.is_valid() {
+            return Err(EngineError::Request("sampling parameters outside their ranges".into()));
+        }
+        let can = self.on_device(move |loaded, sequence| {
+            let can = loaded.samples(&run.sampling);
+            if can {
+                sequence.set_run(run);
+            }
+            Ok(can)
+        })?;
+        let reason = "this model selects the likeliest token only: leave out sampling parameters";
+        if can { Ok(()) } else { Err(EngineError::Request(reason.into())) }
+    }
+
+    fn truncate(&mut self, len: u32) -> Result<()> {
+        let len = self.len.min(len);
+        self.on_device(move |_, sequence| {
+            sequence.truncate(len);
+            Ok(())
+        })?;
+        self.len = len;
+        Ok(())
     }
 }
 

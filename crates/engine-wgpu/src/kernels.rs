@@ -12,6 +12,7 @@ pub(crate) mod arith;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod fused;
+pub(crate) mod keccak;
 pub(crate) mod matrix;
 pub(crate) mod norm;
 

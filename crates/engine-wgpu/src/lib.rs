@@ -10,9 +10,14 @@ mod backend;
 mod fused;
 mod gpu;
 mod kernels;
+mod launch;
+mod loaded;
 mod matrix;
+mod plan;
+mod scratch;
 mod sequence;
 mod single;
+mod staging;
 
 pub use adapter::{Adapter, AdapterKind, Selection, probe};
 pub use backend::WgpuBackend;

@@ -94,7 +94,7 @@ impl Kernels {
             keep.push(match values {
                 Values::Tensor(v) => Kept::Buffer(Box::new(words(v)?)),
                 Values::Cache(rows) => Kept::Buffer(Box::new(words(&rows.concat())?)),
-                Values::Rows(m) => Kept::Matrix(Matrix::upload(&self.gpu, *m, self.most_rows)?),
+                Values::Rows(m) => Kept::Matrix(Matrix::upload(&self.gpu, &[*m], self.most_rows)?),
                 Values::None | Values::Token(_) => Kept::Nothing,
             });
         }

@@ -259,3 +259,74 @@ pub(crate) fn root_of(low: u32, high: u32) -> (u32, u32) {
     }
     (isqrt(n), sf)
 }
+
+/// ±((|x| + 2^(right − 1)) >> right) for x = 2^16·high + low, right at most 16, where that fits a word.
+#[cube]
+pub(crate) fn narrow(high: i32, low: u32, #[comptime] right: u32) -> i32 {
+    let mut upper = u32::reinterpret(high) + (low >> 16u32);
+    let mut lower = low & 65535u32;
+    let negative = upper >= 0x8000_0000u32;
+    if negative {
+        upper = upper ^ 0xFFFF_FFFFu32;
+        lower = 65536u32 - lower;
+        // A lower part of zero carries.
+        upper += lower >> 16u32;
+        lower = lower & 65535u32;
+    }
+    let rounded = lower + (1u32 << comptime!(right - 1));
+    let m = (upper << comptime!(16 - right)) + (rounded >> right);
+    signed(negative, m)
+}
+
+/// The exponent of `GELU_MUL`.
+#[cube]
+pub(crate) fn gelu_exponent(g: i32) -> u32 {
+    let mut a = magnitude(g);
+    if a > 262143u32 {
+        a = 262143u32;
+    }
+    let square = ((a >> 3u32) * (a >> 3u32)) >> 7u32;
+    let factor = 32768u32 + mul15r(square, 1465u32);
+    2u32 * mul15r(mulrs(a, factor, 15i32), 18860u32)
+}
+
+/// `SOFT_CAP`: cap·tanh(x/cap), m·2^(−sh) = 2·log2(e)·2^13/cap.
+#[cube]
+pub(crate) fn soft_cap(x: i32, cap: u32, m: u32, sh: i32, table: &[i32]) -> i32 {
+    let e = exp2neg(mulrs(magnitude(x), m, sh), table);
+    let den = 32768u32 + e;
+    let tanh = (((32768u32 - e) << 15u32) + (den >> 1u32)) / den;
+    signed(x < 0, mul15r(cap, tanh))
+}
+
+/// `NORM_SCALE` without the gain table's exponent, from (root, k) of `RMS`.
+#[cube]
+pub(crate) fn divided_scale(max_abs: u32, bits: u32, root: u32, k: i32) -> (u32, i32) {
+    let mut divisor = root;
+    if root == 0u32 {
+        divisor = 1u32;
+    }
+    let m = quant_mantissa(max_abs, bits);
+    let mut c = 16u32;
+    if m >= divisor {
+        c = 15u32;
+    }
+    ((m << c) / divisor, quant_exponent(max_abs, bits) - k - c as i32)
+}
+
+/// The gated activation: GELU where `gelu`, otherwise SiLU.
+#[cube]
+pub(crate) fn gated(g: i32, u: i32, table: &[i32], #[comptime] gelu: bool) -> i32 {
+    let d = if comptime!(gelu) { gelu_exponent(g) } else { mul15r(magnitude(g), 23637u32) };
+    silu_mul(g, u, exp2neg(d, table))
+}
+
+/// `WINDOW` of the score of position `j`. Compared without a sum: any width is below 2^31.
+#[cube]
+pub(crate) fn windowed(s: i32, j: u32, t: u32, width: u32) -> i32 {
+    let mut out = s;
+    if t - j >= width {
+        out = 0i32 - 1073741823i32;
+    }
+    out
+}

@@ -6,12 +6,12 @@ use super::arith::*;
 use super::{Rows, start};
 
 #[cube(launch_unchecked)]
-pub(crate) fn gain(ctx: &[u32], x: &[i32], s: &[i32], out: &mut [i32], xr: Rows, or: Rows, n: u32) {
+pub(crate) fn gain(ctx: &[u32], x: &[i32], s: &[i32], out: &mut [i32], xr: Rows, or: Rows, n: u32, period: u32) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
         let t = ctx[0] + r;
         let v = x[(start(&xr, r, t) + i) as usize];
-        out[(start(&or, r, t) + i) as usize] = smul15(v, s[i as usize]);
+        out[(start(&or, r, t) + i) as usize] = smul15(v, s[(i % period) as usize]);
     }
 }
 
@@ -119,8 +119,9 @@ pub(crate) fn fixed(ctx: &[u32], v: &[i32], out: &mut [i32], vr: Rows, or: Rows,
     }
 }
 
+/// `SILU_MUL` and `GELU_MUL`.
 #[cube(launch_unchecked)]
-pub(crate) fn silu(
+pub(crate) fn gate(
     ctx: &[u32],
     g: &[i32],
     u: &[i32],
@@ -130,14 +131,73 @@ pub(crate) fn silu(
     ur: Rows,
     or: Rows,
     n: u32,
+    #[comptime] gelu: bool,
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
         let t = ctx[0] + r;
-        let gate = g[(start(&gr, r, t) + i) as usize];
         let up = u[(start(&ur, r, t) + i) as usize];
-        let e = exp2neg(mul15r(magnitude(gate), 23637u32), table);
-        out[(start(&or, r, t) + i) as usize] = silu_mul(gate, up, e);
+        out[(start(&or, r, t) + i) as usize] = gated(g[(start(&gr, r, t) + i) as usize], up, table, gelu);
+    }
+}
+
+/// `DEQUANT`.
+#[cube(launch_unchecked)]
+pub(crate) fn dequantise(
+    ctx: &[u32],
+    a: &[i32],
+    scale: &[i32],
+    out: &mut [i32],
+    ar: Rows,
+    sr: Rows,
+    or: Rows,
+    n: u32,
+    fraction: i32,
+) {
+    let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    if i < n {
+        let t = ctx[0] + r;
+        let at = start(&sr, r, t);
+        let m = u32::reinterpret(scale[at as usize]);
+        let e = scale[(at + 1u32) as usize];
+        out[(start(&or, r, t) + i) as usize] = smulrs(a[(start(&ar, r, t) + i) as usize], m, 0i32 - e - fraction);
+    }
+}
+
+/// `SOFT_CAP` of `n` elements, or where `per_position` of that many for each position up to the row's own.
+#[cube(launch_unchecked)]
+pub(crate) fn cap(
+    ctx: &[u32],
+    x: &[i32],
+    table: &[i32],
+    out: &mut [i32],
+    xr: Rows,
+    or: Rows,
+    n: u32,
+    cap: u32,
+    m: u32,
+    sh: i32,
+    #[comptime] per_position: bool,
+) {
+    let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    let t = ctx[0] + r;
+    let mut count = n;
+    if comptime!(per_position) {
+        count = n * (t + 1u32);
+    }
+    if i < count {
+        out[(start(&or, r, t) + i) as usize] = soft_cap(x[(start(&xr, r, t) + i) as usize], cap, m, sh, table);
+    }
+}
+
+/// `WINDOW` of `heads` rows of scores.
+#[cube(launch_unchecked)]
+pub(crate) fn window(ctx: &[u32], s: &[i32], width: &[i32], out: &mut [i32], sr: Rows, or: Rows, heads: u32) {
+    let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    let t = ctx[0] + r;
+    if i < heads * (t + 1u32) {
+        let own = s[(start(&sr, r, t) + i) as usize];
+        out[(start(&or, r, t) + i) as usize] = windowed(own, i % (t + 1u32), t, u32::reinterpret(width[0]));
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) fn max_abs(
     }
 }
 
-/// `SUM_SQ`. Cubes: groups × rows. Each square is below 2^32; with at most 2,048 per group both halves stay below 2^27.
+/// `SUM_SQ`. Cubes: groups × rows. `each` is 1 where every group has a maximum of its own, otherwise 0. Each square is below 2^32; with at most 2,048 per group both halves stay below 2^27.
 #[cube(launch_unchecked)]
 pub(crate) fn sum_sq(
     ctx: &[u32],
@@ -54,12 +54,13 @@ pub(crate) fn sum_sq(
     mr: Rows,
     or: Rows,
     group: u32,
+    each: u32,
     #[comptime] units: u32,
 ) {
     let (i, r) = (CUBE_POS_X, CUBE_POS_Y);
     let t = ctx[0] + r;
     let from = start(&xr, r, t) + i * group;
-    let max_abs = u32::reinterpret(max[start(&mr, r, t) as usize]);
+    let max_abs = u32::reinterpret(max[(start(&mr, r, t) + i * each) as usize]);
     let mut low = 0u32;
     let mut high = 0u32;
     let mut k = UNIT_POS;
@@ -86,7 +87,7 @@ pub(crate) fn sum_sq(
     }
 }
 
-/// `RMS`, one unit per row.
+/// `RMS`, one unit per result. Cubes: results × rows.
 #[cube(launch_unchecked)]
 pub(crate) fn rms(
     ctx: &[u32],
@@ -98,13 +99,13 @@ pub(crate) fn rms(
     or: Rows,
     groups: u32,
     epsilon: u32,
-    batch: u32,
+    n: u32,
 ) {
-    let r = ABSOLUTE_POS_X;
-    if r < batch {
+    let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    if i < n {
         let t = ctx[0] + r;
-        let max_abs = u32::reinterpret(max[start(&mr, r, t) as usize]);
-        let from = start(&sr, r, t);
+        let max_abs = u32::reinterpret(max[(start(&mr, r, t) + i) as usize]);
+        let from = start(&sr, r, t) + 2u32 * groups * i;
         let mut limb0 = 0u32;
         let mut limb1 = 0u32;
         let mut limb2 = 0u32;
@@ -124,13 +125,13 @@ pub(crate) fn rms(
         let high = limb2;
 
         let (root, sf) = root_of(low, high);
-        let o = start(&or, r, t);
+        let o = start(&or, r, t) + 2u32 * i;
         out[o as usize] = i32::reinterpret(root);
         out[(o + 1u32) as usize] = bitlen(max_abs) - 16i32 + (sf >> 1u32) as i32;
     }
 }
 
-/// `NORM_SCALE`, one unit per row.
+/// `NORM_SCALE`, one unit per scale. Cubes: scales × rows.
 #[cube(launch_unchecked)]
 pub(crate) fn norm_scale(
     ctx: &[u32],
@@ -143,25 +144,17 @@ pub(crate) fn norm_scale(
     or: Rows,
     n: u32,
     bits: u32,
-    batch: u32,
+    scales: u32,
 ) {
-    let r = ABSOLUTE_POS_X;
-    if r < batch {
+    let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
+    if i < scales {
         let t = ctx[0] + r;
-        let max_abs = u32::reinterpret(a[start(&ar, r, t) as usize]);
-        let at = start(&rr, r, t);
-        let mut root = u32::reinterpret(rms[at as usize]);
-        let k = rms[(at + 1u32) as usize];
-        if root == 0u32 {
-            root = 1u32;
-        }
-        let m = quant_mantissa(max_abs, bits);
-        let mut c = 16u32;
-        if m >= root {
-            c = 15u32;
-        }
-        let o = start(&or, r, t);
-        out[o as usize] = i32::reinterpret((m << c) / root);
-        out[(o + 1u32) as usize] = quant_exponent(max_abs, bits) + gain[n as usize] - k - c as i32;
+        let max_abs = u32::reinterpret(a[(start(&ar, r, t) + i) as usize]);
+        let at = start(&rr, r, t) + 2u32 * i;
+        let root = u32::reinterpret(rms[at as usize]);
+        let (m, e) = divided_scale(max_abs, bits, root, rms[(at + 1u32) as usize]);
+        let o = start(&or, r, t) + 2u32 * i;
+        out[o as usize] = i32::reinterpret(m);
+        out[(o + 1u32) as usize] = e + gain[n as usize];
     }
 }
