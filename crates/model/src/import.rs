@@ -30,7 +30,7 @@ pub struct ImportOptions {
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        ImportOptions { max_positions: None, name: None, weights: WeightFormats::default(), sampling: false }
+        ImportOptions { max_positions: None, name: None, weights: WeightFormats::default(), sampling: true }
     }
 }
 

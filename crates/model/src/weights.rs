@@ -18,9 +18,9 @@ use crate::{
 #[serde(rename_all = "lowercase")]
 pub enum WeightFormats {
     /// The blocks of files that have blocks of 32 with a scale; int8 per row otherwise.
+    #[default]
     Auto,
     /// Int8 with one scale per row, whatever the file has.
-    #[default]
     Int8,
 }
 

@@ -13,7 +13,7 @@ use sworn_model::{
 
 /// The id of SmolLM2-135M-Instruct, Q4_1, as imported by default. Another value means that a node which imported the same
 /// file can no longer serve those who did so before: change it only on purpose.
-const MODEL_ID: &str = "ac91fafb93c5905fb2bf0df5298511211ef1fc4d90cf81a61f6a10ecb331379c";
+const MODEL_ID: &str = "bb8ed0997999ea3d26dc99597d18278d02bb0c58141418b6110252ffdf58d579";
 
 /// The same with `weights: int8` and without sampling, as the executable simulation of the arithmetic has it.
 const INT8_ID: &str = "ac91fafb93c5905fb2bf0df5298511211ef1fc4d90cf81a61f6a10ecb331379c";
