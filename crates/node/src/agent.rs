@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, B256, U256};
 use sworn_bindings::IChallenges::{IChallengesEvents, OpeningState};
 use sworn_bindings::IMarket::IMarketEvents;
-use sworn_bindings::{Event, JobState};
+use sworn_bindings::{Event, JobState, run_params};
 use sworn_chain::{Batch, Cursor, CursorOptions, Head, Sender, Store};
 use sworn_commit::sequence;
 use tokio::net::TcpListener;
@@ -202,7 +202,9 @@ impl Node {
                     return Ok(());
                 }
                 let Some(prompt) = sequence::decode(&e.promptTokens) else { return Ok(()) };
-                let job = Job { id: e.jobId, model: e.modelId, prompt, max_new: e.maxNew };
+                // The market admits no parameters that do not fit.
+                let Some(run) = run_params(e.sampling, e.seed) else { return Ok(()) };
+                let job = Job { id: e.jobId, model: e.modelId, prompt, max_new: e.maxNew, run };
                 let known = shared.journal.job(job.id)?.filter(|r| r.job == job);
                 // After a reorganisation the id may be another job's.
                 if known.is_none() {

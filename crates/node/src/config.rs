@@ -43,7 +43,7 @@ pub struct NodeConfig {
     pub registration: Registration,
     /// Whether to take open jobs that its asks cover.
     pub accept_open: bool,
-    /// Executions at a time.
+    /// Executions at a time; they share the model's steps, and the oldest goes first.
     pub workers: usize,
     /// Pay is withdrawn when at least this much is owed; none: never.
     pub withdraw_at: Option<U256>,
@@ -63,7 +63,7 @@ impl NodeConfig {
             listen: None,
             registration: Registration::default(),
             accept_open: false,
-            workers: 1,
+            workers: 8,
             withdraw_at: Some(U256::ONE),
             http_timeout: Duration::from_secs(20),
             http_concurrency: 32,

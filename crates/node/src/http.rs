@@ -10,7 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{io, net::SocketAddr};
 
-use alloy::primitives::U256;
+use alloy::primitives::{B256, U256};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -23,6 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 
+use sworn_bindings::sampling_word;
 use sworn_engine::EngineError;
 
 use crate::Error;
@@ -139,14 +140,19 @@ async fn health() -> impl IntoResponse {
 
 async fn info(State(http): State<Arc<Http>>) -> Result<impl IntoResponse, Fault> {
     let shared = &http.shared;
-    let active = shared.journal.jobs()?.iter().filter(|r| !r.closed && r.mine).count();
+    let jobs = shared.journal.jobs()?;
+    let active = jobs.iter().filter(|r| !r.closed && r.mine);
+    let unanswered = active.clone().filter(|r| r.answer.is_none()).count();
+    let running = shared.executing();
     Ok(Json(json!({
         "account": shared.sender.account(),
         "chainId": shared.sender.chain().deployment().chain_id,
         "market": shared.sender.chain().deployment().market,
         "models": shared.prover.models(),
         "acceptsOpenJobs": shared.config.accept_open,
-        "jobsUnderWay": active,
+        "jobsUnderWay": active.count(),
+        "jobsRunning": running,
+        "jobsWaiting": unanswered.saturating_sub(running),
         "version": env!("CARGO_PKG_VERSION"),
     })))
 }
@@ -180,6 +186,8 @@ async fn job(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<im
         "model": record.job.model,
         "prompt": record.job.prompt,
         "maxNew": record.job.max_new,
+        "sampling": sampling_word(&record.job.run.sampling),
+        "seed": B256::from(record.job.run.seed),
         "tokens": answer.as_ref().map(|a| &a.tokens),
         "layersRoot": answer.as_ref().map(|a| a.layers_root),
     })))

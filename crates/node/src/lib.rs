@@ -13,8 +13,8 @@
 //! | path | body |
 //! |---|---|
 //! | `/health` | `{"status": "ok"}` |
-//! | `/v1/info` | account, models, version, jobs under way |
-//! | `/v1/jobs/{id}` | state, model, prompt, tokens, layersRoot |
+//! | `/v1/info` | account, models, version, jobs under way, how many of them run and wait to |
+//! | `/v1/jobs/{id}` | state, model, prompt, sampling, seed, tokens, layersRoot |
 //! | `/v1/jobs/{id}/trace` | every leaf, 32 bytes each, layer-major, as [`sworn_commit::TraceTree::encode`] |
 //! | `/v1/jobs/{id}/ops/{layer}/{row}` | the outputs of every operator of that row, one after another, as committed; their lengths follow from the program |
 #![forbid(unsafe_code)]

@@ -1,14 +1,14 @@
 //! Who computes, and how a node behaves: the two seams.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use alloy::primitives::{B256, U256};
 use serde::{Deserialize, Serialize};
 use sworn_bindings::Target;
 use sworn_commit::{RunParams, TraceTree};
-use sworn_engine::{Backend, Cpu, Request, audit, generate, replay};
+use sworn_engine::{Backend, Cpu, EngineError, Limits, Request, Scheduler, audit, replay};
 
 use crate::{Error, Result};
 
@@ -23,6 +23,26 @@ pub struct Job {
     pub prompt: Vec<u32>,
     /// Most output tokens.
     pub max_new: u32,
+    /// How to sample, as the chain has it.
+    #[serde(default, with = "words")]
+    pub run: RunParams,
+}
+
+/// Run parameters as the chain's two words.
+mod words {
+    use alloy::primitives::{B256, U256};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+    use sworn_bindings::{run_params, sampling_word};
+    use sworn_commit::RunParams;
+
+    pub(super) fn serialize<S: Serializer>(run: &RunParams, s: S) -> Result<S::Ok, S::Error> {
+        (sampling_word(&run.sampling), B256::from(run.seed)).serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<RunParams, D::Error> {
+        let (sampling, seed) = <(U256, B256)>::deserialize(d)?;
+        run_params(sampling, seed).ok_or_else(|| D::Error::custom("sampling parameters outside their ranges"))
+    }
 }
 
 /// An answer and its commitment.
@@ -43,11 +63,11 @@ pub trait Prover: Send + Sync + 'static {
     /// Blocks of a model it has.
     fn layers(&self, model: B256) -> Option<u16>;
 
-    /// Answers a job.
+    /// Answers a job; several may be asked for at a time.
     ///
     /// # Errors
     /// It cannot, or `cancel` was set.
-    fn execute(&self, job: &Job, cancel: &AtomicBool) -> Result<Execution>;
+    fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> Result<Execution>;
 
     /// The trace of an answered job, again.
     ///
@@ -91,10 +111,20 @@ pub struct Honest;
 
 impl Conduct for Honest {}
 
-/// Computes with the engine: answers on any backend, replays on the cpu backend, which gives the same bits.
-#[derive(Default)]
+/// Computes with the engine: answers on any backend, many jobs of a model together; replays on the cpu backend, which gives the
+/// same bits.
 pub struct EngineProver {
-    models: BTreeMap<B256, (Arc<dyn Backend>, Arc<Cpu>)>,
+    models: BTreeMap<B256, Served>,
+    limits: Limits,
+}
+
+/// A model and what computes it.
+struct Served {
+    backend: Arc<dyn Backend>,
+    cpu: Arc<Cpu>,
+    /// Started with the model's first job: a node that only answers demands needs no thread for it.
+    scheduler: OnceLock<Scheduler>,
+    starting: Mutex<()>,
 }
 
 impl std::fmt::Debug for EngineProver {
@@ -103,16 +133,31 @@ impl std::fmt::Debug for EngineProver {
     }
 }
 
+impl Default for EngineProver {
+    fn default() -> Self {
+        EngineProver::new()
+    }
+}
+
 impl EngineProver {
     /// Without models.
     pub fn new() -> Self {
-        EngineProver::default()
+        EngineProver { models: BTreeMap::new(), limits: Limits::default() }
+    }
+
+    /// How many jobs of a model run together, at least one; what comes on top waits. Usually [`crate::NodeConfig::workers`].
+    #[must_use]
+    pub fn together(mut self, jobs: usize) -> Self {
+        self.limits.sequences = jobs.max(1);
+        self
     }
 
     /// Adds a model: `backend` answers and repeats answers, `cpu` replays rows. Both must be of the same model.
     #[must_use]
     pub fn with(mut self, backend: Arc<dyn Backend>, cpu: Arc<Cpu>) -> Self {
-        self.models.insert(backend.model().id().into(), (backend, cpu));
+        let id = backend.model().id().into();
+        let (scheduler, starting) = Default::default();
+        self.models.insert(id, Served { backend, cpu, scheduler, starting });
         self
     }
 
@@ -123,8 +168,19 @@ impl EngineProver {
         self.with(cpu.clone(), cpu)
     }
 
-    fn of(&self, job: &Job) -> Result<&(Arc<dyn Backend>, Arc<Cpu>)> {
+    fn of(&self, job: &Job) -> Result<&Served> {
         self.models.get(&job.model).ok_or(Error::NoModel { job: job.id, model: job.model })
+    }
+
+    fn scheduler<'a>(&self, of: &'a Served) -> Result<&'a Scheduler, EngineError> {
+        let _one_at_a_time = of.starting.lock().unwrap_or_else(PoisonError::into_inner);
+        match of.scheduler.get() {
+            Some(started) => Ok(started),
+            None => {
+                let fresh = Scheduler::new(of.backend.clone(), self.limits)?;
+                Ok(of.scheduler.get_or_init(|| fresh))
+            }
+        }
     }
 }
 
@@ -134,30 +190,22 @@ impl Prover for EngineProver {
     }
 
     fn layers(&self, model: B256) -> Option<u16> {
-        self.models.get(&model).map(|(backend, _)| backend.model().layers())
+        self.models.get(&model).map(|served| served.backend.model().layers())
     }
 
-    fn execute(&self, job: &Job, cancel: &AtomicBool) -> Result<Execution> {
-        let (backend, _) = self.of(job)?;
-        let stop = &backend.model().manifest().stop_tokens;
-        let request = Request {
-            prompt: &job.prompt,
-            max_new: job.max_new,
-            stop,
-            run: RunParams::default(),
-            cancel: Some(cancel),
-        };
-        let done = generate(&**backend, &request, &mut |_| {})?;
+    fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> Result<Execution> {
+        let served = self.of(job)?;
+        let stop = &served.backend.model().manifest().stop_tokens;
+        let request = Request { prompt: &job.prompt, max_new: job.max_new, stop, run: job.run, cancel: None };
+        let done = self.scheduler(served)?.generate(&request, cancel.clone(), &mut |_| {})?;
         Ok(Execution { tokens: done.tokens, trace: done.trace.tree })
     }
 
     fn leaves(&self, job: &Job, tokens: &[u32]) -> Result<TraceTree> {
-        let (backend, _) = self.of(job)?;
-        Ok(audit(&**backend, &job.prompt, tokens, &RunParams::default(), None)?.trace.tree)
+        Ok(audit(&*self.of(job)?.backend, &job.prompt, tokens, &job.run, None)?.trace.tree)
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> Result<Vec<Vec<u8>>> {
-        let (_, cpu) = self.of(job)?;
-        Ok(replay(cpu, &job.prompt, tokens, &RunParams::default(), layer, row)?.ops)
+        Ok(replay(&self.of(job)?.cpu, &job.prompt, tokens, &job.run, layer, row)?.ops)
     }
 }

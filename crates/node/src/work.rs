@@ -8,7 +8,7 @@ use std::time::Instant;
 use alloy::primitives::{B256, U256};
 use sworn_bindings::{IChallenges, IMarket, Target, order_hash};
 use sworn_chain::{Intent, Sender};
-use sworn_commit::{RunParams, TraceDims, TraceTree, sequence};
+use sworn_commit::{TraceDims, TraceTree, sequence};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{self, Opened};
@@ -113,6 +113,11 @@ impl Shared {
             .for_each(|(_, c)| c.store(true, Ordering::Relaxed));
     }
 
+    /// Jobs that are executed now.
+    pub(crate) fn executing(&self) -> usize {
+        unpoisoned(&self.cancels).len()
+    }
+
     /// Frees what is kept of a job.
     pub(crate) fn forget(&self, job: U256) {
         self.cancel(Some(job));
@@ -132,7 +137,7 @@ impl Shared {
                 let input = sequence::hash(&job.prompt);
                 let call = IMarket::submitResultCall {
                     jobId: id,
-                    order: order_hash(job.model, input, job.max_new, &RunParams::default()),
+                    order: order_hash(job.model, input, job.max_new, &job.run),
                     outputTokens: tokens.into(),
                     layersRoot: answer.layers_root,
                 };

@@ -15,7 +15,7 @@ use alloy::signers::local::PrivateKeySigner;
 use devnet::{Devnet, Params, UNIT, approve};
 use sworn_bindings::{IChallenges, IMarket, IModels, JobState, ModelShape, Target, TargetKind, opening_id};
 use sworn_chain::{Error as ChainError, Intent, Sender, Store};
-use sworn_commit::{TraceDims, TraceTree, descriptor_leaf, section_tree, sequence, tensor, trace};
+use sworn_commit::{RunParams, TraceDims, TraceTree, descriptor_leaf, section_tree, sequence, tensor, trace};
 use sworn_engine::Cpu;
 use sworn_isa::SectionKind;
 use sworn_model::{Model, synthetic};
@@ -356,8 +356,8 @@ async fn demands_are_answered_and_delay_the_pay() {
     let id = world.buy("one", world.me(), &prompt, 5).await;
     let job = world.reaches(id, JobState::Submitted).await;
     let prover = world.prover();
-    let bought = Job { id, model: world.id(), prompt, max_new: 5 };
-    let Execution { tokens, trace } = prover.execute(&bought, &AtomicBool::new(false)).unwrap();
+    let bought = Job { id, model: world.id(), prompt, max_new: 5, run: RunParams::default() };
+    let Execution { tokens, trace } = prover.execute(&bought, &Arc::new(AtomicBool::new(false))).unwrap();
     assert_eq!(B256::from(trace.layers_root()), job.layersRoot);
     let head = world.model.layers() + 1;
     let row = 0;
@@ -475,8 +475,8 @@ async fn a_reorganisation_that_gives_the_id_to_another_job_is_followed() {
     let id = world.buy("b", world.me(), &prompt, 6).await;
     assert_eq!(id, gone);
     let job = world.reaches(id, JobState::Submitted).await;
-    let bought = Job { id, model: world.id(), prompt: prompt.to_vec(), max_new: 6 };
-    let honest = world.prover().execute(&bought, &AtomicBool::new(false)).unwrap();
+    let bought = Job { id, model: world.id(), prompt: prompt.to_vec(), max_new: 6, run: RunParams::default() };
+    let honest = world.prover().execute(&bought, &Arc::new(AtomicBool::new(false))).unwrap();
     assert_eq!(job.layersRoot, B256::from(honest.trace.layers_root()));
     let (_, bytes) = get(&format!("{}/v1/jobs/{id}/trace", node.url)).await;
     assert_eq!(bytes, honest.trace.encode());
@@ -663,8 +663,8 @@ async fn conduct_decides_what_is_shown_and_silence_is_slashed() {
     let job = world.reaches(id, JobState::Submitted).await;
     assert_eq!(get(&format!("{}/v1/jobs/{id}/trace", node.url)).await.0, 404);
     let prover = world.prover();
-    let bought = Job { id, model: world.id(), prompt: vec![9, 8, 7], max_new: 3 };
-    let trace = prover.execute(&bought, &AtomicBool::new(false)).unwrap().trace;
+    let bought = Job { id, model: world.id(), prompt: vec![9, 8, 7], max_new: 3, run: RunParams::default() };
+    let trace = prover.execute(&bought, &Arc::new(AtomicBool::new(false))).unwrap().trace;
     let target = Target::layers(1, 0);
     let proof = demand_proof(&world, &trace, &[], &target);
     let challenges = world.net.deployment.challenges;
@@ -747,7 +747,7 @@ impl Prover for Slow {
         self.0.layers(model)
     }
 
-    fn execute(&self, job: &Job, cancel: &AtomicBool) -> sworn_node::Result<Execution> {
+    fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> sworn_node::Result<Execution> {
         self.0.execute(job, cancel)
     }
 

@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use sworn_bindings::{Target, TargetKind};
-use sworn_commit::{Hash, RunParams, TraceTree, tensor, trace};
+use sworn_commit::{Hash, TraceTree, tensor, trace};
 use sworn_engine::{Backend, Cpu, EngineError, Request, TraceRecorder, audit, generate, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, directory};
@@ -239,11 +239,10 @@ impl Liar {
     fn invent(&self, job: &Job) -> Result<Story, Error> {
         let cpu = self.cpu(job)?;
         let stop = &cpu.model().manifest().stop_tokens;
-        let request =
-            Request { prompt: &job.prompt, max_new: job.max_new, stop, run: RunParams::default(), cancel: None };
+        let request = Request { prompt: &job.prompt, max_new: job.max_new, stop, run: job.run, cancel: None };
         let plain = |dishonest: &Cpu| -> Result<Story, Error> {
             let run = generate(dishonest, &request, &mut |_| {})?;
-            let honest = audit(cpu, &job.prompt, &run.tokens, &RunParams::default(), None)?.trace.tree;
+            let honest = audit(cpu, &job.prompt, &run.tokens, &job.run, None)?.trace.tree;
             Ok(Story { tokens: run.tokens, claimed: run.trace.tree, honest, cpu: dishonest.clone(), padded: None })
         };
         match self.0.lie.what {
@@ -255,7 +254,7 @@ impl Liar {
             }
             What::Token => {
                 let tokens = other_token(cpu, &request, self.0.seed)?;
-                let claimed = audit(cpu, &job.prompt, &tokens, &RunParams::default(), None)?.trace.tree;
+                let claimed = audit(cpu, &job.prompt, &tokens, &job.run, None)?.trace.tree;
                 Ok(Story { tokens, claimed: claimed.clone(), honest: claimed, cpu: cpu.clone(), padded: None })
             }
             What::Model => match self.0.perturbed.get(&job.model) {
@@ -271,7 +270,7 @@ impl Liar {
                 let op = cpu.model().program().section(SectionKind::Block).exports()[0];
                 let mut leaves: Vec<Vec<Hash>> = story.claimed.layers().iter().map(|l| l.leaves().to_vec()).collect();
                 story.padded = Some((layer, row, op));
-                let ops = replay(cpu, &job.prompt, &story.tokens, &RunParams::default(), layer, row)?.ops;
+                let ops = replay(cpu, &job.prompt, &story.tokens, &job.run, layer, row)?.ops;
                 let list = roots(&ops, story.padded, layer, row);
                 let exports = cpu.model().program().section(SectionKind::Block).exports();
                 let exported: Vec<Hash> = exports.iter().map(|k| list[*k]).collect();
@@ -311,18 +310,18 @@ impl Liar {
         };
         let Some((layer, row)) = story.claimed.first_difference(&story.honest) else {
             // An honest trace with a token that the head did not select.
-            let selected = audit(cpu, &job.prompt, &story.tokens, &RunParams::default(), None)?;
+            let selected = audit(cpu, &job.prompt, &story.tokens, &job.run, None)?;
             let Some(row) = selected.first_wrong_token(&story.tokens) else { return Ok(None) };
             let ops = &model.program().section(SectionKind::Head).ops;
-            let op = ops.iter().position(|d| d.opcode == Opcode::Select).unwrap_or(0);
+            let op = ops.iter().position(|d| matches!(d.opcode, Opcode::Select | Opcode::Sample)).unwrap_or(0);
             let (claimed, honest) = (selected.selected[row as usize], story.tokens[row as usize]);
             return Ok(tell(dims.layers + 1, row, op, 0, claimed.into(), honest.into()));
         };
         if let Some((layer, row, op)) = story.padded {
             return Ok(tell(layer, row, op, 0, 0, 0));
         }
-        let claimed = replay(&story.cpu, &job.prompt, &story.tokens, &RunParams::default(), layer, row)?.ops;
-        let honest = replay(cpu, &job.prompt, &story.tokens, &RunParams::default(), layer, row)?.ops;
+        let claimed = replay(&story.cpu, &job.prompt, &story.tokens, &job.run, layer, row)?.ops;
+        let honest = replay(cpu, &job.prompt, &story.tokens, &job.run, layer, row)?.ops;
         let kind = SectionKind::of_layer(layer, dims.layers).unwrap_or(SectionKind::Head);
         let wrong = claimed.iter().zip(&honest).position(|(a, b)| a != b);
         Ok(wrong.and_then(|op| {
@@ -351,7 +350,7 @@ fn roots(ops: &[Vec<u8>], padded: Option<(u16, u32, usize)>, layer: u16, row: u3
     roots
 }
 
-/// Greedy generation with one token replaced by another that is no stop token.
+/// An answer with one token replaced by another that is no stop token.
 fn other_token(cpu: &Cpu, request: &Request<'_>, seed: u64) -> Result<Vec<u32>, EngineError> {
     let model = cpu.model();
     let (n_in, vocab) = (request.prompt.len() as u32, model.manifest().vocab);
@@ -362,6 +361,7 @@ fn other_token(cpu: &Cpu, request: &Request<'_>, seed: u64) -> Result<Vec<u32>, 
     let capacity = n_in + request.max_new;
     let mut recorder = TraceRecorder::new(model.layers(), n_in, None);
     let mut session = cpu.session(capacity.min(model.manifest().max_positions))?;
+    session.set_run(request.run)?;
     let mut next = session.extend(request.prompt, n_in - 1, &mut recorder)?;
     let mut tokens = Vec::new();
     loop {
@@ -420,7 +420,7 @@ impl Prover for Liar {
         self.0.honest.get(&model).map(|cpu| cpu.model().layers())
     }
 
-    fn execute(&self, job: &Job, _cancel: &AtomicBool) -> Result<Execution, Error> {
+    fn execute(&self, job: &Job, _cancel: &Arc<AtomicBool>) -> Result<Execution, Error> {
         let story = self.story(job)?;
         Ok(Execution { tokens: story.tokens.clone(), trace: story.claimed.clone() })
     }
@@ -431,7 +431,7 @@ impl Prover for Liar {
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> Result<Vec<Vec<u8>>, Error> {
         let story = self.story(job)?;
-        Ok(replay(&story.cpu, &job.prompt, tokens, &RunParams::default(), layer, row)?.ops)
+        Ok(replay(&story.cpu, &job.prompt, tokens, &job.run, layer, row)?.ops)
     }
 }
 
@@ -478,9 +478,7 @@ impl Conduct for Liar {
             Behaviour::Malformed => Some(ops.into_iter().map(|t| vec![0x5A; t.len()]).collect()),
             Behaviour::SecondStory => {
                 let story = self.story(job).ok()?;
-                replay(self.cpu(job).ok()?, &job.prompt, &story.tokens, &RunParams::default(), layer, row)
-                    .ok()
-                    .map(|r| r.ops)
+                replay(self.cpu(job).ok()?, &job.prompt, &story.tokens, &job.run, layer, row).ok().map(|r| r.ops)
             }
         }
     }

@@ -8,7 +8,7 @@ use sworn_engine::{Backend, Cpu, Simd, audit, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::Model;
 
-use crate::solver::{Own, Replay};
+use crate::solver::{Own, Replay, selects};
 
 /// Elements of a disputed row that the scalar reference recomputes before the watcher believes its own replay.
 const SPOT_CHECKS: u64 = 96;
@@ -56,8 +56,8 @@ impl Executor {
     ///
     /// # Errors
     /// The execution fails.
-    pub fn audit(&self, prompt: &[u32], output: &[u32]) -> sworn_engine::Result<(Own, Hash)> {
-        let a = audit(&*self.backend, prompt, output, &RunParams::default(), None)?;
+    pub fn audit(&self, prompt: &[u32], output: &[u32], run: &RunParams) -> sworn_engine::Result<(Own, Hash)> {
+        let a = audit(&*self.backend, prompt, output, run, None)?;
         let root = a.trace.root;
         Ok((
             Own { trace: a.trace.tree, selected: a.selected, output: output.to_vec(), replays: Default::default() },
@@ -74,13 +74,14 @@ impl Executor {
         &self,
         prompt: &[u32],
         output: &[u32],
+        run: &RunParams,
         own: &TraceTree,
         selected: &[u32],
     ) -> Result<Vec<String>, String> {
         self.verified.get_or_init(|| self.verify()).clone()?;
         let (second, name) = self.second();
-        let again = audit(&second, prompt, output, &RunParams::default(), None)
-            .map_err(|e| format!("the second execution failed: {e}"))?;
+        let again =
+            audit(&second, prompt, output, run, None).map_err(|e| format!("the second execution failed: {e}"))?;
         if again.trace.tree != *own || again.selected != selected {
             let place = again.trace.tree.first_difference(own);
             let place = place.map_or("the selected tokens".to_owned(), |(l, r)| format!("layer {l}, row {r}"));
@@ -116,11 +117,11 @@ impl Executor {
         &self,
         prompt: &[u32],
         output: &[u32],
+        run: &RunParams,
         (layer, row): (u16, u32),
         own: &TraceTree,
     ) -> Result<Replay, String> {
-        let replay: Replay =
-            replay(&self.cpu, prompt, output, &RunParams::default(), layer, row).map_err(|e| e.to_string())?.into();
+        let replay: Replay = replay(&self.cpu, prompt, output, run, layer, row).map_err(|e| e.to_string())?.into();
         let dims = TraceDims { layers: self.model().layers(), n_in: prompt.len() as u32, n_out: output.len() as u32 };
         self.spot_check(dims, layer, row, &replay, own)?;
         Ok(replay)
@@ -147,7 +148,8 @@ impl Executor {
             let count = (bytes.len() / d.dtype.width()) as u64;
             let pages = PartialTree::new(tensor::tensor_tree(bytes));
             // A row of a large matrix costs a hash of the whole matrix; one of each suffices.
-            let checks = if matches!(d.opcode, Opcode::Linear | Opcode::Embed | Opcode::Select) { 1 } else { per_op };
+            let selects = selects(d.opcode);
+            let checks = if selects || matches!(d.opcode, Opcode::Linear | Opcode::Embed) { 1 } else { per_op };
             for i in 0..checks.min(count) {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let element = if i == 0 { count - 1 } else { (state >> 33) % count };
@@ -168,7 +170,7 @@ impl Executor {
                 let proof =
                     build(claim, &evidence).map_err(|e| format!("{} at layer {layer}, row {row}: {e}", d.opcode))?;
                 // A token that was not selected is a lie of the node, not a fault of this machine.
-                if proof.claimed != proof.computed && d.opcode != Opcode::Select {
+                if proof.claimed != proof.computed && !selects {
                     return Err(format!(
                         "{} (operator {op} of layer {layer}, row {row}, element {element}): the executor says {}, the reference {}",
                         d.opcode, proof.claimed, proof.computed

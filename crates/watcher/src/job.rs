@@ -6,7 +6,7 @@ use alloy::primitives::{Address, B256, U256};
 use sworn_bindings as sol;
 use sworn_bindings::{IChallenges::IChallengesEvents, IMarket::IMarketEvents, opening_id};
 use sworn_commit::witness::Claim;
-use sworn_commit::{Hash, TraceDims, sequence};
+use sworn_commit::{Hash, RunParams, TraceDims, sequence};
 
 use crate::game::{Fraud, Game, Kind, Opening, OpeningState, Outcome, Target};
 use crate::solver::{Learned, Own};
@@ -36,6 +36,7 @@ pub(crate) struct Job {
     pub(crate) model: Hash,
     pub(crate) node: Address,
     pub(crate) prompt: Vec<u32>,
+    pub(crate) run: RunParams,
     pub(crate) output: Vec<u32>,
     pub(crate) trace_root: Hash,
     /// From the result on.
@@ -65,13 +66,14 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    pub(crate) fn new(id: u64, created: u64, model: Hash, node: Address, prompt: Vec<u32>) -> Self {
+    pub(crate) fn new(id: u64, created: u64, model: Hash, node: Address, prompt: Vec<u32>, run: RunParams) -> Self {
         Job {
             id,
             created,
             model,
             node,
             prompt,
+            run,
             output: Vec::new(),
             trace_root: [0; 32],
             game: None,

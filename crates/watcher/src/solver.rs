@@ -14,7 +14,7 @@ use std::collections::HashMap;
 
 use sworn_commit::witness::{Claim, Evidence, Inputs, PartialTree, Proof, build};
 use sworn_commit::{Hash, TraceTree, section_tree, tensor, trace, tree};
-use sworn_isa::{Descriptor, Dtype, Opcode, Program, Section, SectionKind};
+use sworn_isa::{Descriptor, Opcode, Program, Section, SectionKind};
 
 use crate::game::{Game, MAX_DEPTH, OpeningState, Target};
 
@@ -208,7 +208,7 @@ impl<'a> Solver<'a> {
             Some(op) => self.tensor(&place, section, op, &replay.ops[op], &roots)?,
             None => {
                 // Equal in every operator, so what is wrong is the token that was submitted.
-                let op = section.ops.iter().position(|d| d.opcode == Opcode::Select);
+                let op = section.ops.iter().position(|d| selects(d.opcode));
                 let op = op.ok_or_else(|| {
                     Move::Broken("every operator is right, yet the leaf differs: replay and trace disagree".into())
                 })?;
@@ -425,7 +425,7 @@ impl<'a> Solver<'a> {
             claimed,
             claimed_pages: pages,
             inputs: &*replay.inputs,
-            hint: hint(d, &replay.ops),
+            hint: hint(d, own),
         };
         let proof = build(claim, &evidence).map_err(|e| Move::Broken(format!("no witness for {claim:?}: {e}")))?;
         if proof.claimed == proof.computed {
@@ -574,12 +574,15 @@ fn learn_all(partial: &mut PartialTree, claimed: &sworn_commit::Tree) {
     }
 }
 
-/// `SELECT`: the smallest index of the largest logit.
-fn hint(d: &Descriptor, ops: &[Vec<u8>]) -> u32 {
-    if d.opcode != Opcode::Select {
-        return 0;
+/// Whether the operator's output is a token.
+pub(crate) fn selects(opcode: Opcode) -> bool {
+    matches!(opcode, Opcode::Select | Opcode::Sample)
+}
+
+/// What is held against a wrong token: the right one, by the own recomputation.
+fn hint(d: &Descriptor, own: &[u8]) -> u32 {
+    match own.get(..d.dtype.width()) {
+        Some(token) if selects(d.opcode) => u32::try_from(d.dtype.decode(token)).unwrap_or(0),
+        _ => 0,
     }
-    let logits = ops.get(d.operands[0].index as usize).map_or(&[][..], Vec::as_slice);
-    let values = logits.chunks_exact(Dtype::I32.width()).map(|b| Dtype::I32.decode(b));
-    values.enumerate().rev().max_by_key(|(_, v)| *v).map_or(0, |(i, _)| i as u32)
 }

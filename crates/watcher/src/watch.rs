@@ -13,10 +13,10 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sworn_bindings::IChallenges::{self, IChallengesEvents};
 use sworn_bindings::IMarket::{self, IMarketEvents};
-use sworn_bindings::{self as sol, Deployment, Event, IERC20, ModelShape, TraceContext, opening_id};
+use sworn_bindings::{self as sol, Deployment, Event, IERC20, ModelShape, TraceContext, opening_id, run_params};
 use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, Receipt, Seen, Sender, SenderOptions, Store};
 use sworn_commit::witness::Claim;
-use sworn_commit::{Hash, RunParams, TraceTree, sequence};
+use sworn_commit::{Hash, TraceTree, sequence};
 use sworn_engine::Backend;
 use sworn_isa::SectionKind;
 use tokio::sync::{Semaphore, mpsc};
@@ -346,8 +346,10 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 let prompt = sequence::decode(&e.promptTokens).unwrap_or_default();
                 let node = Some(e.node).filter(|n| !n.is_zero());
                 self.tell(WatcherEvent::JobSeen { job, model, node, prompt_tokens: prompt.len() as u32 });
-                if self.executors.contains_key(&model.0) && !prompt.is_empty() {
-                    let mut watched = Job::new(job, seen.block, model.0, e.node, prompt);
+                let known = self.executors.contains_key(&model.0) && !prompt.is_empty();
+                // The market admits no parameters that do not fit.
+                if let Some(run) = run_params(e.sampling, e.seed).filter(|_| known) {
+                    let mut watched = Job::new(job, seen.block, model.0, e.node, prompt, run);
                     watched.announced = self.store.get(ANNOUNCEMENTS, &job.to_string()).unwrap_or_default();
                     self.jobs.insert(job, watched);
                 } else {
@@ -463,10 +465,10 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         let Some(executor) = self.executors.get(&job.model).cloned() else { return Ok(()) };
         let Some(own) = &job.own else {
             job.busy = true;
-            let (prompt, output) = (job.prompt.clone(), job.output.clone());
+            let (prompt, output, run) = (job.prompt.clone(), job.output.clone(), job.run);
             self.compute(id, move || {
                 let start = Instant::now();
-                let result = executor.audit(&prompt, &output).map_err(|e| e.to_string());
+                let result = executor.audit(&prompt, &output, &run).map_err(|e| e.to_string());
                 Done::Audit(result, millis(start))
             });
             return Ok(());
@@ -515,13 +517,14 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 job.busy = true;
                 let differs = own.trace.layers_root() != game.layers_root || own.selected != own.output;
                 let position = game.dims.position(layer, row);
-                let (prompt, output, trace) = (job.prompt.clone(), job.output.clone(), own.trace.clone());
+                let (prompt, output, run) = (job.prompt.clone(), job.output.clone(), job.run);
+                let trace = own.trace.clone();
                 if differs && !job.told_dispute {
                     job.told_dispute = true;
                     self.tell(WatcherEvent::Disputed { job: id, layer, row, position });
                 }
                 self.compute(id, move || {
-                    Done::Replay((layer, row), executor.replay(&prompt, &output, (layer, row), &trace))
+                    Done::Replay((layer, row), executor.replay(&prompt, &output, &run, (layer, row), &trace))
                 });
             }
             Move::Broken(reason) => {
@@ -543,11 +546,11 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             }
             Move::Demand(_) | Move::Accuse(_) if !job.checked => {
                 job.busy = true;
-                let (prompt, output) = (job.prompt.clone(), job.output.clone());
+                let (prompt, output, run) = (job.prompt.clone(), job.output.clone(), job.run);
                 let (trace, selected) = (own.trace.clone(), own.selected.clone());
                 self.compute(id, move || {
                     let start = Instant::now();
-                    let result = executor.self_check(&prompt, &output, &trace, &selected);
+                    let result = executor.self_check(&prompt, &output, &run, &trace, &selected);
                     Done::SelfCheck(result, millis(start))
                 });
             }
@@ -580,7 +583,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             let model = executor.model();
             let shape = ModelShape::of(model.manifest(), model.program());
             let (input, output) = (sequence::hash(&job.prompt), sequence::hash(&job.output));
-            let context = TraceContext::new(&game.dims, game.layers_root, input, output, &RunParams::default());
+            let context = TraceContext::new(&game.dims, game.layers_root, input, output, &job.run);
             let (chain, deployment) = (self.chain.clone(), self.config.deployment.clone());
             self.fetch(id, async move {
                 let call = sol::IStepVerifier::judgeCall {
