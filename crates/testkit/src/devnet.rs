@@ -12,8 +12,9 @@ use alloy::rpc::types::TransactionRequest;
 use alloy::signers::k256::elliptic_curve::rand_core::OsRng;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolValue};
-use sworn_bindings::{Deployment, IChallenges, IDevToken, IMarket, IModels};
+use sworn_bindings::{Deployment, IChallenges, IDevToken, IMarket, IModels, sampling_word};
 use sworn_chain::{Chain, Intent, Receipt, Sender, SenderOptions, Store};
+use sworn_isa::Sampling;
 use sworn_model::Model;
 
 /// Where a slashed bond's burned part goes.
@@ -387,6 +388,22 @@ impl Actor {
         max_new: u32,
         max_price: u128,
     ) -> Result<u64> {
+        self.ask_sampled(model, node, prompt, max_new, max_price, &Sampling::GREEDY).await
+    }
+
+    /// [`Self::ask`], sampled.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub async fn ask_sampled(
+        &self,
+        model: &Model,
+        node: Address,
+        prompt: &[u32],
+        max_new: u32,
+        max_price: u128,
+        sampling: &Sampling,
+    ) -> Result<u64> {
         let chain = self.sender.chain();
         let (market, token) = (chain.deployment().market, chain.deployment().token);
         let approve = sworn_bindings::IERC20::approveCall { spender: market, value: U256::MAX };
@@ -397,7 +414,7 @@ impl Actor {
             promptTokens: sworn_commit::sequence::encode(prompt).into(),
             maxNew: max_new,
             maxPrice: max_price,
-            sampling: U256::ZERO,
+            sampling: sampling_word(sampling),
             userSeed: B256::ZERO,
         };
         let key = format!("ask/{node}/{}", sworn_commit::keccak(&[&call.abi_encode()]).map(|b| b.to_string()).concat());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, U256};
 use serde_json::Value;
 use sworn_bindings::{IERC20, IMarket, INodes, JobState};
+use sworn_isa::Sampling;
 use sworn_model::{Model, SyntheticSpec, synthetic};
 
 use crate::devnet::{Actor, BURN, Devnet, DevnetError, Guard, PURSE, Terms, free_port};
@@ -207,7 +208,7 @@ impl Stage {
         let approve = IERC20::approveCall { spender: d.nodes, value: U256::from(STAKE) };
         self.operator.send("approve nodes", d.token, &approve).await?;
         self.operator.send("deposit", d.nodes, &INodes::depositCall { amount: STAKE }).await?;
-        let configure = INodes::configureCall { endpoint: format!("http://{}", self.listen), capacity: 4 };
+        let configure = INodes::configureCall { endpoint: format!("http://{}", self.listen), capacity: 16 };
         self.operator.send("configure", d.nodes, &configure).await?;
         let ask = INodes::setAskCall {
             modelId: self.model.id().into(),
@@ -224,6 +225,14 @@ impl Stage {
     /// The market refuses.
     pub async fn ask(&self, prompt: &[u32], max_new: u32) -> Result<u64> {
         self.user.ask(&self.model, self.operator.address(), prompt, max_new, PURSE / 10).await
+    }
+
+    /// Buys a sampled answer.
+    ///
+    /// # Errors
+    /// The market refuses.
+    pub async fn ask_sampled(&self, prompt: &[u32], max_new: u32, sampling: &Sampling) -> Result<u64> {
+        self.user.ask_sampled(&self.model, self.operator.address(), prompt, max_new, PURSE / 10, sampling).await
     }
 
     /// The job as the market has it.

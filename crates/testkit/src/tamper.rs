@@ -71,10 +71,13 @@ pub fn wrong_value(d: &Descriptor, element: u64, right: i64, attempt: u32, rng: 
         }
         Mix => toward_zero((1 << 20) * grow.min(64)),
         Max => (right + 9000 * grow).min(CL as i64),
-        Histogram | Sum => right + grow,
-        Cut if element == 0 => (right + 1) % 257,
+        // More than any rank asks for, and more than a token's mass.
+        Histogram | Sum => right + 4096 * grow,
+        // Only the likeliest bin, or one more.
+        Cut if element == 0 => i64::from(right == 0),
         Cut => right + grow,
-        Threshold => (right - 5000 * grow).max(-(CL as i64)),
+        // Shuts tokens out that may be drawn; letting more in seldom shows.
+        Threshold => (right + 5000 * grow).min(CL as i64),
         Select | Sample => {
             let vocabulary = i64::from(d.params[0].max(2));
             (right + rng.random_range(1..vocabulary)) % vocabulary
@@ -106,6 +109,9 @@ impl OpHook for Hook {
             // Later operators read the last slab.
             None if running => n - inner + rng.random_range(0..inner),
             None if matches!(d.opcode, Opcode::SumSq) => rng.random_range(0..n) & !1,
+            // Where tokens are that may be drawn.
+            None if matches!(d.opcode, Opcode::Histogram | Opcode::Sum) => rng.random_range(0..n.min(8 * inner)),
+            None if d.opcode == Opcode::Cut => 0,
             None => rng.random_range(0..n),
         };
         let right = out.get(element as usize).unwrap_or(0);
