@@ -204,8 +204,10 @@ macro_rules! wrong_element {
 
         #[test]
         fn every_opcode_is_lied_about() {
+            // The others, which this model's program does not have, are lied about in tests/families.rs.
             let tested = [$($opcode),*];
-            assert!(sworn_isa::Opcode::ALL.iter().all(|o| tested.contains(&o.name())));
+            let llama = |o: &&sworn_isa::Opcode| **o <= sworn_isa::Opcode::Select;
+            assert!(sworn_isa::Opcode::ALL.iter().filter(llama).all(|o| tested.contains(&o.name())));
         }
     };
 }
