@@ -122,17 +122,18 @@ proptest! {
 fn other_arrangements_are_not_taken_for_the_usual_one() {
     let ops = head(60, 12, 10);
     assert!(Tail::find(&ops).is_some());
-    let broken: [&dyn Fn(&mut Vec<Descriptor>); 7] = [
-        &|ops| ops.truncate(ops.len() - 1),
-        &|ops| ops[3].export = true,
+    type Change = fn(&mut Vec<Descriptor>);
+    let broken: [Change; 7] = [
+        |ops| ops.truncate(ops.len() - 1),
+        |ops| ops[3].export = true,
         // The finer histogram with bins of another width, or of another parent.
-        &|ops| ops[7].params[2] += 1,
-        &|ops| ops[7].operands[2] = Operand::op(5, Dtype::I32),
+        |ops| ops[7].params[2] += 1,
+        |ops| ops[7].operands[2] = Operand::op(5, Dtype::I32),
         // A cut by rank in place of one by mass.
-        &|ops| ops[12].params[0] = 0,
-        &|ops| ops[13].operands[1] = Operand::op(9, Dtype::I32),
+        |ops| ops[12].params[0] = 0,
+        |ops| ops[13].operands[1] = Operand::op(9, Dtype::I32),
         // Somebody else reads what the chooser does not compute.
-        &|ops| ops.push(Descriptor { opcode: Opcode::Max, export: false, ..ops[3] }),
+        |ops| ops.push(Descriptor { opcode: Opcode::Max, export: false, ..ops[3] }),
     ];
     for (i, change) in broken.iter().enumerate() {
         let mut ops = ops.clone();
@@ -189,7 +190,8 @@ fn draws_have_the_distribution_that_is_meant() {
     let long: Vec<f64> =
         (0..2000u32).map(|j| 6.0 - 0.3 * f64::from(j.wrapping_mul(1_664_525) % 2000).powf(0.45)).collect();
     // Logits, temperature, top-k, top-p, min-p, penalty.
-    let tests: [(&[f64], f64, usize, f64, f64, f64); 10] = [
+    type Test<'a> = (&'a [f64], f64, usize, f64, f64, f64);
+    let tests: [Test<'_>; 10] = [
         (&flat, 1.0, usize::MAX, 2.0, 0.0, 1.0),
         (&steep, 1.0, usize::MAX, 2.0, 0.0, 1.0),
         (&steep, 0.5, usize::MAX, 2.0, 0.0, 1.0),
