@@ -1,5 +1,6 @@
 //! Answering a prompt, and repeating an answer.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -76,6 +77,21 @@ pub(crate) fn rate(tokens: usize, since: Instant) -> f64 {
 /// # Errors
 /// An empty request, a sequence beyond the model's positions, a token outside the vocabulary, a failing device, or `cancel`.
 pub fn generate(backend: &dyn Backend, request: &Request<'_>, on_token: &mut dyn FnMut(u32)) -> Result<Generation> {
+    generate_until(backend, request, &mut |token| {
+        on_token(token);
+        ControlFlow::Continue(())
+    })
+}
+
+/// As [`generate`]; the answer also ends with the token at which `on_token` breaks.
+///
+/// # Errors
+/// As [`generate`].
+pub fn generate_until(
+    backend: &dyn Backend,
+    request: &Request<'_>,
+    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+) -> Result<Generation> {
     let Request { prompt, max_new, stop, run, cancel } = *request;
     request.check(backend)?;
     let model = backend.model();
@@ -95,12 +111,12 @@ pub fn generate(backend: &dyn Backend, request: &Request<'_>, on_token: &mut dyn
     let mut next = selected(session.extend(prompt, n_in - 1, &mut recorder)?)?;
     let prefill_tok_s = rate(prompt.len(), start);
     let mut tokens = vec![next];
-    on_token(next);
+    let mut flow = on_token(next);
     let start = Instant::now();
-    while (tokens.len() as u32) < max_new && !stop.contains(&next) {
+    while flow.is_continue() && (tokens.len() as u32) < max_new && !stop.contains(&next) {
         next = selected(session.extend(&[next], session.len(), &mut recorder)?)?;
         tokens.push(next);
-        on_token(next);
+        flow = on_token(next);
     }
     let decode_tok_s = if tokens.len() > 1 { rate(tokens.len() - 1, start) } else { 0.0 };
     let trace = recorder.finish(&model.id(), prompt, &tokens)?;

@@ -32,7 +32,7 @@ mod trace;
 
 pub use batch::{Limits, Scheduler};
 pub use cpu::{Cpu, HookFactory};
-pub use generate::{Audit, Generation, Request, audit, generate};
+pub use generate::{Audit, Generation, Request, audit, generate, generate_until};
 pub use linear::{Matrix, Scale};
 pub use replay::{Replay, replay};
 pub use simd::Simd;
