@@ -5,12 +5,15 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sworn_commit::{TraceDims, TraceTree};
-use sworn_engine::Trace;
+use sworn_engine::Generation;
 
 use crate::fault::{Doing, Fault, Result};
+use crate::sampling::ShownRun;
 
 /// The format's name, the first thing in a file.
 const FORMAT: &str = "sworn-answer/1";
+/// The same of a run with sampling parameters: a reader that does not know them must not take it for a greedy one.
+const SAMPLED: &str = "sworn-answer/2";
 
 /// What `sworn run --save` writes and `sworn audit` reads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,6 +32,9 @@ pub(crate) struct SavedAnswer {
     /// The answer's text, for people.
     #[serde(default)]
     pub(crate) text: String,
+    /// How tokens were selected.
+    #[serde(flatten)]
+    pub(crate) run: ShownRun,
     /// The prompt's tokens.
     pub(crate) input_tokens: Vec<u32>,
     /// The answer's tokens.
@@ -49,21 +55,22 @@ impl SavedAnswer {
         model_id: String,
         prompt: String,
         text: String,
+        run: ShownRun,
         input: &[u32],
-        output: &[u32],
-        trace: &Trace,
+        done: &Generation,
     ) -> Self {
         Self {
-            format: Some(FORMAT.to_owned()),
+            format: Some(if run.is_greedy() { FORMAT } else { SAMPLED }.to_owned()),
             model: model.to_owned(),
             model_id,
             prompt,
             text,
+            run,
             input_tokens: input.to_vec(),
-            tokens: output.to_vec(),
-            layers_root: crate::models::id_text(&trace.layers_root),
-            trace_root: crate::models::id_text(&trace.root),
-            leaves: Some(hex::encode(trace.tree.encode())),
+            tokens: done.tokens.clone(),
+            layers_root: crate::models::id_text(&done.trace.layers_root),
+            trace_root: crate::models::id_text(&done.trace.root),
+            leaves: Some(hex::encode(done.trace.tree.encode())),
         }
     }
 
@@ -86,9 +93,10 @@ impl SavedAnswer {
         let answer: Self = serde_json::from_str(&text)
             .doing(|| format!("{} is no saved answer: give the file that `sworn run --save` wrote", path.display()))?;
         match &answer.format {
-            Some(format) if format != FORMAT => {
-                Err(Fault::failed(format!("{} has format {format:?}, this build reads {FORMAT}", path.display())))
-            }
+            Some(format) if format != FORMAT && format != SAMPLED => Err(Fault::failed(format!(
+                "{} has format {format:?}, this build reads {FORMAT} and {SAMPLED}",
+                path.display()
+            ))),
             _ => Ok(answer),
         }
     }

@@ -3,8 +3,10 @@
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 
-use alloy::primitives::Address;
+use alloy::primitives::{Address, B256};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::sampling::{SamplingFlags, parse_seed};
 
 /// AI inference under oath: answers backed by a bond, wrong ones proven wrong on chain.
 ///
@@ -72,7 +74,7 @@ pub(crate) enum Noun {
     Node(Node),
     /// Buy an answer on chain and print it
     Ask(Ask),
-    /// Jobs: list, show, cancel, settle
+    /// Jobs: create, list, show, cancel, settle
     #[command(subcommand)]
     Job(Job),
     /// Re-execute every answer, challenge wrong ones, collect the rewards
@@ -180,15 +182,8 @@ pub(crate) enum Model {
         #[arg(value_name = "NAME", default_value = "smollm2-135m")]
         name: String,
     },
-    /// Import a GGUF file. The same file gives the same model id everywhere
-    Import {
-        /// The GGUF file
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-        /// Name to store it under [default: the file's name]
-        #[arg(long, value_name = "NAME")]
-        name: Option<String>,
-    },
+    /// Import a model. The same files and flags give the same model id everywhere
+    Import(Import),
     /// The models on this machine
     List,
     /// A model's manifest, program and sizes
@@ -215,6 +210,35 @@ pub(crate) enum Model {
         #[arg(long, value_name = "URL", default_value = "")]
         hint: String,
     },
+}
+
+/// Import a model. The same files and flags give the same model id everywhere.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Import {
+    /// A GGUF file, or a directory with config.json, tokenizer.json and safetensors
+    #[arg(value_name = "PATH")]
+    pub(crate) path: PathBuf,
+    /// Name to store it under [default: the file's or the directory's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// How weights are stored
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) weights: Weights,
+    /// Leave out what runs need to sample (--temperature and the like): the most likely token is taken always
+    #[arg(long)]
+    pub(crate) greedy: bool,
+    /// Most tokens of prompt and answer together [default: the model's context, at most 8192]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_positions: Option<u32>,
+}
+
+/// How an import stores weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Weights {
+    /// Keep the blocks of 4 and 8 bits of files that have them; int8 per row otherwise
+    Auto,
+    /// Int8 with one scale per row, whatever the file has
+    Int8,
 }
 
 /// Serve models for pay: stake, prices, the serving process.
@@ -282,6 +306,9 @@ pub(crate) struct NodeRun {
     /// Also take open jobs, at the posted price
     #[arg(long)]
     pub(crate) open_jobs: bool,
+    /// Jobs that run together; more wait, the oldest first
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) concurrency: u16,
 }
 
 /// Buy an answer on chain and print it.
@@ -290,6 +317,24 @@ pub(crate) struct NodeRun {
 /// behind the answer; if it is late or wrong, the price comes back.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Ask {
+    #[command(flatten)]
+    pub(crate) order: Purchase,
+    /// Cut the answer that is shown before this text; may be given several times
+    ///
+    /// The node knows the model's stop tokens only: it goes on after this text, and what it adds is paid for and under oath as well.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Wait until the job is final, not only answered
+    #[arg(long)]
+    pub(crate) wait_final: bool,
+    /// Give up waiting after this many seconds; the job goes on without us
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) patience: u64,
+}
+
+/// What to buy, and from whom.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Purchase {
     /// What to ask; - reads it from stdin
     #[arg(value_name = "PROMPT")]
     pub(crate) prompt: String,
@@ -311,17 +356,18 @@ pub(crate) struct Ask {
     /// Send the prompt as it is, without the model's chat template
     #[arg(long)]
     pub(crate) raw: bool,
-    /// Wait until the job is final, not only answered
-    #[arg(long)]
-    pub(crate) wait_final: bool,
-    /// Give up waiting after this many seconds; the job goes on without us
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    pub(crate) patience: u64,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingFlags,
+    /// Your part of the seed, 32 bytes in hex after 0x or a number; the block adds its own [default: random]
+    #[arg(long, value_name = "SEED", value_parser = parse_seed)]
+    pub(crate) seed: Option<B256>,
 }
 
-/// Jobs: list, show, cancel, settle.
+/// Jobs: create, list, show, cancel, settle.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Job {
+    /// Buy an answer without waiting for it; `sworn ask` waits
+    Create(Purchase),
     /// Jobs, newest first
     List {
         /// Only those of this user or node
@@ -428,6 +474,16 @@ pub(crate) struct Run {
     /// Execute the prompt as it is, without the model's chat template
     #[arg(long)]
     pub(crate) raw: bool,
+    /// End the answer before this text; may be given several times
+    ///
+    /// Nothing is generated after it. The tokens and the trace cover what was generated, with this text.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingFlags,
+    /// Seed of the noise, 32 bytes in hex after 0x or a number [default: random]
+    #[arg(long, value_name = "SEED", value_parser = parse_seed)]
+    pub(crate) seed: Option<B256>,
     /// Save the answer with its trace root, for `sworn audit`
     #[arg(long, value_name = "FILE")]
     pub(crate) save: Option<PathBuf>,

@@ -3,10 +3,11 @@
 //! The command tree is the one list of settings. Each flag gets its environment variable from its name, and the file's
 //! values become defaults, so a new flag needs nothing here.
 
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, Command, CommandFactory, FromArgMatches};
+use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Value};
 use figment::{Figment, Profile, Provider};
@@ -109,8 +110,16 @@ fn apply(command: Command, top: &Dict, own: &Dict, path: &str, used: &mut Vec<St
         let argument = argument.env(variable).hide_env_values(true);
         let Some(value) = own.get(&long).or_else(|| top.get(&long)) else { return argument };
         used.push(long.clone());
-        match text(value) {
-            Some(value) => argument.required(false).default_value(value),
+        // Only flags that are fractions themselves take them: amounts are written as strings, whole numbers are kept exact.
+        let fractions = argument.get_value_parser().type_id() == TypeId::of::<f64>();
+        let values = match value {
+            Value::Array(_, list) if matches!(argument.get_action(), ArgAction::Append) => {
+                list.iter().map(|v| text(v, fractions)).collect()
+            }
+            value => text(value, fractions).map(|v| vec![v]),
+        };
+        match values {
+            Some(values) => argument.required(false).default_values(values),
             None => {
                 failed = Some(format!("sworn.toml: {long} must be a string, a number, true or false"));
                 argument
@@ -140,12 +149,14 @@ fn apply(command: Command, top: &Dict, own: &Dict, path: &str, used: &mut Vec<St
     Ok(command)
 }
 
-fn text(value: &Value) -> Option<String> {
+fn text(value: &Value, fractions: bool) -> Option<String> {
     match value {
         Value::String(_, s) => Some(s.clone()),
         Value::Bool(_, b) => Some(b.to_string()),
-        // Not through a float: amounts are written as strings, whole numbers are kept exact.
-        Value::Num(_, n) => n.to_i128().map(|n| n.to_string()).or_else(|| n.to_u128().map(|n| n.to_string())),
+        Value::Num(_, n) => {
+            let whole = n.to_i128().map(|n| n.to_string()).or_else(|| n.to_u128().map(|n| n.to_string()));
+            whole.or_else(|| n.to_f64().filter(|_| fractions).map(|n| n.to_string()))
+        }
         _ => None,
     }
 }
@@ -183,6 +194,19 @@ mod tests {
         assert_eq!(run(cli).max_tokens, 8);
         assert_eq!(run(with(file, &["run", "x", "--max-tokens", "9"]).unwrap()).max_tokens, 9);
         assert_eq!(run(with("max-tokens = 7", &["run", "x"]).unwrap()).max_tokens, 7);
+    }
+
+    #[test]
+    fn fractions_and_lists() {
+        let cli =
+            run(with("temperature = 0.7\ntop-p = \"0.9\"\n[run]\nstop = [\"a\", \"b\"]\n", &["run", "x"]).unwrap());
+        assert_eq!((cli.sampling.temperature, cli.sampling.top_p), (Some(0.7), Some(0.9)));
+        assert_eq!(cli.stop, ["a", "b"]);
+        assert_eq!(run(with("stop = \"a\"", &["run", "x", "--stop", "c"]).unwrap()).stop, ["c"]);
+        // A fraction of a token, or an amount through a float.
+        assert!(with("max-tokens = 7.5", &["run", "x"]).is_err());
+        assert!(with("max-price = 0.5", &["ask", "x"]).is_err());
+        assert!(with("max-tokens = [1]", &["run", "x"]).is_err());
     }
 
     #[test]

@@ -22,7 +22,9 @@ mod output;
 mod process;
 mod progress;
 mod prompt;
+mod sampling;
 mod settings;
+mod stop;
 mod times;
 mod tools;
 

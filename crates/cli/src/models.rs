@@ -47,7 +47,7 @@ fn by_id(settings: &Settings, wanted: &str) -> Result<Option<PathBuf>> {
     }
     match found.len() {
         0 => Err(Fault::failed(format!(
-            "no model with id {wanted} under {}: `sworn model list` shows what is here, `sworn model import FILE.gguf` adds a model",
+            "no model with id {wanted} under {}: `sworn model list` shows what is here, `sworn model import PATH` adds a model",
             store.home().display()
         ))),
         // Copies of one model under several names are one model; different ones are ambiguous.

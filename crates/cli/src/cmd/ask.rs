@@ -9,13 +9,14 @@ use alloy::sol_types::SolEvent;
 use serde::Serialize;
 use sworn_bindings::IMarket::{self, IMarketEvents};
 use sworn_bindings::INodes::INodesEvents;
-use sworn_bindings::{Event, INodes, JobState};
+use sworn_bindings::{Event, INodes, JobState, sampling_word};
 use sworn_chain::Receipt;
 use sworn_commit::sequence;
+use sworn_isa::Sampling;
 use sworn_model::Model;
 
 use super::job;
-use crate::args::Ask;
+use crate::args::{Ask, Purchase};
 use crate::fault::{Fault, Result};
 use crate::history;
 use crate::link::{Account, Link, Viewed};
@@ -23,7 +24,9 @@ use crate::models;
 use crate::output::note;
 use crate::progress;
 use crate::prompt;
+use crate::sampling;
 use crate::settings::Settings;
+use crate::stop;
 use crate::times;
 
 /// What to buy.
@@ -39,6 +42,17 @@ pub(crate) struct Order {
     pub(crate) max_new: u32,
     /// The most to pay.
     pub(crate) max_price: u128,
+    /// How to select tokens.
+    pub(crate) sampling: Sampling,
+    /// The user's part of the seed.
+    pub(crate) user_seed: B256,
+}
+
+impl Order {
+    fn greedy(model: B256, node: Address, prompt: Vec<u32>, max_new: u32, max_price: u128) -> Self {
+        let (sampling, user_seed) = (Sampling::GREEDY, B256::ZERO);
+        Self { model, node, prompt, max_new, max_price, sampling, user_seed }
+    }
 }
 
 /// A bought job.
@@ -55,31 +69,26 @@ struct Report {
     #[serde(flatten)]
     job: job::Shown,
     price_ceiling: String,
+    user_seed: B256,
     transactions: Vec<Receipt>,
 }
 
 pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
-    let prompt = prompt::read(&command.prompt)?;
-    let model = models::load(settings, &command.model)?;
-    let account = Account::open(settings).await?;
+    // Slips are found before money is spent.
+    stop::cut("", &command.stop)?;
+    let (account, order, bought) = purchase(settings, &command.order).await?;
     let link = &account.link;
-    let prompt = prompt::encode(&model, &prompt, command.raw)?;
-    let ceiling = command.max_price.as_deref().map(|p| link.currency.parse(p)).transpose()?;
-    let order = order(link, &model, prompt, &command, ceiling).await?;
-    let bought = buy(&account, &order).await?;
-    note(format!(
-        "job {}: at most {} for {} tokens in and up to {} out",
-        bought.job,
-        link.currency.show(U256::from(order.max_price)),
-        order.prompt.len(),
-        order.max_new
-    ));
-
     let patience = Duration::from_secs(command.patience);
     wait(link, bought.job, command.wait_final, patience).await?;
-    let shown = job::show(settings, link, bought.job, Some(&command.model)).await?;
+    let mut shown = job::show(settings, link, bought.job, Some(&command.order.model)).await?;
+    shown.text = shown.text.map(|text| stop::cut(&text, &command.stop)).transpose()?;
     let status = shown.status;
-    let report = Report { job: shown, price_ceiling: order.max_price.to_string(), transactions: bought.receipts };
+    let report = Report {
+        job: shown,
+        price_ceiling: order.max_price.to_string(),
+        user_seed: order.user_seed,
+        transactions: bought.receipts,
+    };
     let now = link.chain.now().await?;
     settings.out.result(&report, |r| r.job.text.clone().unwrap_or_default())?;
     let left = times::relative(report.job.deadline, now);
@@ -98,11 +107,52 @@ pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// `sworn job create`.
+pub(super) async fn create(settings: &Settings, command: &Purchase) -> Result<()> {
+    let (account, order, bought) = purchase(settings, command).await?;
+    let report = Report {
+        job: job::show(settings, &account.link, bought.job, None).await?,
+        price_ceiling: order.max_price.to_string(),
+        user_seed: order.user_seed,
+        transactions: bought.receipts,
+    };
+    settings.out.result(&report, |r| r.job.job.to_string())
+}
+
+/// Orders what the flags say, and says what it is.
+async fn purchase(settings: &Settings, command: &Purchase) -> Result<(Account, Order, Bought)> {
+    let prompt = prompt::read(&command.prompt)?;
+    let model = models::load(settings, &command.model)?;
+    let sampling = command.sampling.for_model(&model)?;
+    let user_seed = sampling::seed(command.seed, &sampling)?;
+    let account = Account::open(settings).await?;
+    let link = &account.link;
+    let prompt = prompt::encode(&model, &prompt, command.raw)?;
+    let ceiling = command.max_price.as_deref().map(|p| link.currency.parse(p)).transpose()?;
+    let order = Order { sampling, user_seed, ..order(link, &model, prompt, command, ceiling).await? };
+    let bought = buy(&account, &order).await?;
+    note(format!(
+        "job {}: at most {} for {} tokens in and up to {} out",
+        bought.job,
+        link.currency.show(U256::from(order.max_price)),
+        order.prompt.len(),
+        order.max_new
+    ));
+    Ok((account, order, bought))
+}
+
 fn digits(link: &Link, amount: Option<&str>) -> String {
     link.currency.show(amount.and_then(|a| a.parse::<U256>().ok()).unwrap_or_default())
 }
 
-async fn order(link: &Link, model: &Model, prompt: Vec<u32>, command: &Ask, ceiling: Option<u128>) -> Result<Order> {
+/// A greedy order.
+async fn order(
+    link: &Link,
+    model: &Model,
+    prompt: Vec<u32>,
+    command: &Purchase,
+    ceiling: Option<u128>,
+) -> Result<Order> {
     let id = B256::from(model.id());
     if !link.chain.models().exists(id).call().await.viewed()? {
         return Err(Fault::failed(format!(
@@ -113,7 +163,7 @@ async fn order(link: &Link, model: &Model, prompt: Vec<u32>, command: &Ask, ceil
     if command.open {
         let max_price =
             ceiling.ok_or_else(|| Fault::usage("an open job needs --max-price: it is what nodes bid under"))?;
-        return Ok(Order { model: id, node: Address::ZERO, prompt, max_new: command.max_tokens, max_price });
+        return Ok(Order::greedy(id, Address::ZERO, prompt, command.max_tokens, max_price));
     }
     let (n_in, max_new) = (prompt.len() as u32, command.max_tokens);
     let (node, quote) = match command.node {
@@ -127,7 +177,7 @@ async fn order(link: &Link, model: &Model, prompt: Vec<u32>, command: &Ask, ceil
             link.currency.show(U256::from(ceiling))
         )));
     }
-    Ok(Order { model: id, node, prompt, max_new, max_price: ceiling.unwrap_or(quote) })
+    Ok(Order::greedy(id, node, prompt, max_new, ceiling.unwrap_or(quote)))
 }
 
 /// An order from a node at its own price.
@@ -139,7 +189,7 @@ pub(crate) async fn order_from(
     max_new: u32,
 ) -> Result<Order> {
     let max_price = quote(link, model, node, prompt.len() as u32, max_new).await?;
-    Ok(Order { model, node, prompt, max_new, max_price })
+    Ok(Order::greedy(model, node, prompt, max_new, max_price))
 }
 
 async fn quote(link: &Link, model: B256, node: Address, n_in: u32, max_new: u32) -> Result<u128> {
@@ -218,8 +268,8 @@ pub(crate) async fn buy(account: &Account, order: &Order) -> Result<Bought> {
         promptTokens: sequence::encode(&order.prompt).into(),
         maxNew: order.max_new,
         maxPrice: order.max_price,
-        sampling: U256::ZERO,
-        userSeed: B256::ZERO,
+        sampling: sampling_word(&order.sampling),
+        userSeed: order.user_seed,
     };
     let receipt = account.send(chain.deployment().market, &call).await?;
     let job = chain.events_of(receipt.hash).await?.into_iter().find_map(|event| match event {

@@ -3,12 +3,14 @@
 use std::process::ExitCode;
 
 use serde::Serialize;
+use sworn_isa::Sampling;
 
 use crate::answer::SavedAnswer;
 use crate::args::Audit;
 use crate::backend::{self, About};
-use crate::fault::{Fault, Result};
+use crate::fault::{Doing, Fault, Result};
 use crate::models::{self, id_text};
+use crate::sampling;
 use crate::settings::Settings;
 
 #[derive(Serialize)]
@@ -51,15 +53,15 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
             command.model.unwrap_or_default()
         )));
     }
+    let run = answer.run.params().doing(|| format!("cannot audit {}", command.file.display()))?;
+    if run.sampling != Sampling::GREEDY && !sampling::samples(&model) {
+        return Err(Fault::failed(format!(
+            "the answer was sampled, but model {id} takes the most likely token always: the file was changed, or the model's node answered greedily"
+        )));
+    }
     let report = backend::cancellable(move |cancel| {
         let chosen = backend::open(model, command.backend)?;
-        let audit = sworn_engine::audit(
-            &*chosen.backend,
-            &answer.input_tokens,
-            &answer.tokens,
-            &Default::default(),
-            Some(cancel),
-        )?;
+        let audit = sworn_engine::audit(&*chosen.backend, &answer.input_tokens, &answer.tokens, &run, Some(cancel))?;
         let root = id_text(&audit.trace.root);
         let wrong_token = audit.first_wrong_token(&answer.tokens);
         let difference = if let Some(index) = wrong_token {

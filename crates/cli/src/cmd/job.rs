@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use alloy::primitives::{Address, B256, U256};
 use serde::Serialize;
 use sworn_bindings::IMarket::{self, IMarketEvents};
-use sworn_bindings::{Event, JobState};
+use sworn_bindings::{Event, JobState, run_params};
 use sworn_commit::sequence;
 
 use crate::args;
@@ -13,6 +13,7 @@ use crate::fault::{Fault, Result};
 use crate::history::{self, Said};
 use crate::link::{Account, Link, Viewed};
 use crate::models;
+use crate::sampling::ShownRun;
 use crate::settings::Settings;
 use crate::times;
 
@@ -29,6 +30,9 @@ pub(crate) struct Shown {
     pub(crate) bond: String,
     pub(crate) deadline: u64,
     pub(crate) max_tokens: u32,
+    /// How tokens are selected, with the seed that the market has formed.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) run: Option<ShownRun>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) trace_root: Option<B256>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,6 +64,7 @@ struct Row {
 
 pub(super) async fn run(settings: &Settings, verb: args::Job) -> Result<ExitCode> {
     match verb {
+        args::Job::Create(command) => super::ask::create(settings, &command).await?,
         args::Job::List { of, limit } => list(settings, of, limit).await?,
         args::Job::Show { job, model } => {
             let link = Link::open(settings).await?;
@@ -142,6 +147,8 @@ fn of(id: u64, job: &IMarket::Job, said: &[Said]) -> Shown {
         bond: job.bond.to_string(),
         deadline: job.deadline.to(),
         max_tokens: job.maxNew,
+        // The market takes no parameters outside their ranges.
+        run: run_params(job.sampling, job.seed).map(|run| ShownRun::new(&run)),
         trace_root: None,
         layers_root: (job.nOut > 0).then_some(job.layersRoot),
         input_tokens: Vec::new(),
@@ -180,6 +187,9 @@ fn text(s: &Shown, link: &Link, now: u64) -> String {
     line("bond", money(&s.bond));
     line("deadline", times::relative(s.deadline, now));
     line("tokens", format!("{} in, {} out of at most {}", s.input_tokens.len(), s.tokens.len(), s.max_tokens));
+    if let Some(run) = s.run.filter(|run| !run.is_greedy()) {
+        line("selection", run.text());
+    }
     for (label, value) in [("paid", &s.paid), ("refunded", &s.refunded)] {
         if let Some(value) = value {
             line(label, money(value));

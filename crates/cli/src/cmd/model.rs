@@ -1,5 +1,6 @@
 //! `sworn model`.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,8 +8,8 @@ use alloy::primitives::B256;
 use serde::Serialize;
 use sworn_bindings::IModels;
 use sworn_chain::Receipt;
-use sworn_isa::SectionKind;
-use sworn_model::{ImportOptions, Model, ModelStore};
+use sworn_isa::{Opcode, OperandKind, SectionKind};
+use sworn_model::{ImportOptions, Model, ModelStore, WeightFormats};
 
 use crate::args;
 use crate::fault::{Fault, Result};
@@ -16,6 +17,7 @@ use crate::link::{Account, Viewed};
 use crate::models::{self, id_text};
 use crate::output::note;
 use crate::progress::ModelProgress;
+use crate::sampling::samples;
 use crate::settings::Settings;
 
 #[derive(Serialize)]
@@ -34,6 +36,13 @@ struct Shown {
     model_id: String,
     path: PathBuf,
     architecture: String,
+    /// Names of the row formats, with the bytes of all matrices in each.
+    formats: BTreeMap<&'static str, u64>,
+    /// Bytes of weights that one token reads.
+    bytes_per_token: u64,
+    /// Whether runs may sample.
+    sampling: bool,
+    selection: String,
     parameters: u64,
     layers: u16,
     vocab: u32,
@@ -83,19 +92,7 @@ pub(super) async fn run(settings: &Settings, verb: args::Model) -> Result<ExitCo
             let model = blocking(move |progress| sworn_model::pull(&name, home, progress)).await?;
             show(settings, &stored, &model, false)?;
         }
-        args::Model::Import { file, name } => {
-            let name = match name {
-                Some(name) => name,
-                None => name_from(&file)?,
-            };
-            let directory = models::store(settings).directory(&name)?;
-            let options = ImportOptions { name: Some(name.clone()), ..ImportOptions::default() };
-            let from = std::path::absolute(&file)?;
-            let to = directory.clone();
-            let model = blocking(move |progress| sworn_model::import(&file, &to, &options, progress)).await?;
-            remember_source(&models::store(settings), &name, &from);
-            show(settings, &name, &model, false)?;
-        }
+        args::Model::Import(command) => import(settings, command).await?,
         args::Model::List => list(settings)?,
         args::Model::Show { model, program } => {
             let loaded = models::load(settings, &model)?;
@@ -131,6 +128,31 @@ pub(super) async fn run(settings: &Settings, verb: args::Model) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
+async fn import(settings: &Settings, command: args::Import) -> Result<()> {
+    let from = std::path::absolute(&command.path)?;
+    let name = match command.name {
+        Some(name) => name,
+        None => name_from(&from)?,
+    };
+    let to = models::store(settings).directory(&name)?;
+    let options = ImportOptions {
+        max_positions: command.max_positions,
+        name: Some(name.clone()),
+        weights: match command.weights {
+            args::Weights::Auto => WeightFormats::Auto,
+            args::Weights::Int8 => WeightFormats::Int8,
+        },
+        sampling: !command.greedy,
+    };
+    let path = command.path;
+    let model = blocking(move |progress| sworn_model::import(&path, &to, &options, progress)).await?;
+    if !command.greedy && !samples(&model) {
+        note("this model's vocabulary does not allow sampling: runs take the most likely token");
+    }
+    remember_source(&models::store(settings), &name, &from);
+    show(settings, &name, &model, false)
+}
+
 /// Registers a model, unless somebody has.
 pub(crate) async fn register(account: &Account, model: &Model, hint: String) -> Result<Registered> {
     let models = account.link.chain.models();
@@ -157,8 +179,10 @@ async fn blocking<T: Send + 'static>(
     Ok(done.await??)
 }
 
-fn name_from(file: &std::path::Path) -> Result<String> {
-    let stem = file.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+fn name_from(path: &std::path::Path) -> Result<String> {
+    // A directory's name has no extension, though it may have points.
+    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    let stem = stem.and_then(|s| s.to_str()).unwrap_or_default();
     let name: String = stem
         .to_ascii_lowercase()
         .chars()
@@ -179,6 +203,40 @@ fn remember_source(store: &ModelStore, name: &str, from: &std::path::Path) {
         #[cfg(not(unix))]
         let _ = (from, link);
     }
+}
+
+/// What the weights of a model take.
+struct Weights {
+    formats: BTreeMap<&'static str, u64>,
+    per_token: u64,
+}
+
+impl Weights {
+    fn of(model: &Model) -> Self {
+        let mut weights = Self { formats: BTreeMap::new(), per_token: 0 };
+        let count = model.index().weights.len();
+        // Of a matrix that is only looked up in, a token reads one row; every block has matrices of its own.
+        let multiplied: BTreeSet<usize> = (0..=model.layers() + 1)
+            .filter_map(|layer| Some((layer, model.program().section(model.section_kind(layer)?))))
+            .flat_map(|(layer, section)| {
+                let linear = section.ops.iter().filter(|d| d.opcode == Opcode::Linear);
+                let operands = linear.flat_map(|d| d.operands.iter().filter(|o| o.kind == OperandKind::Weight));
+                operands.map(move |o| Model::resolve(o, layer))
+            })
+            .collect();
+        for i in 0..count {
+            let matrix = model.weight(i);
+            *weights.formats.entry(matrix.format.name()).or_default() += matrix.bytes.len() as u64;
+            let read = if multiplied.contains(&i) { matrix.bytes.len() } else { matrix.row_bytes() };
+            weights.per_token += read as u64;
+        }
+        weights
+    }
+}
+
+fn formats_text(formats: &BTreeMap<&'static str, u64>) -> String {
+    let parts: Vec<_> = formats.iter().map(|(name, bytes)| format!("{name} {:.1} MB", *bytes as f64 / 1e6)).collect();
+    parts.join(", ")
 }
 
 fn list(settings: &Settings) -> Result<()> {
@@ -234,11 +292,16 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
     } else {
         Vec::new()
     };
+    let weights = Weights::of(model);
     let shown = Shown {
         name: name.to_owned(),
         model_id: id_text(&model.id()),
         path: model.path().to_owned(),
         architecture: description.architecture.clone(),
+        formats: weights.formats,
+        bytes_per_token: weights.per_token,
+        sampling: samples(model),
+        selection: description.selection.clone(),
         parameters: description.parameters,
         layers: manifest.layers,
         vocab: manifest.vocab,
@@ -256,7 +319,7 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
     };
     settings.out.result(&shown, |s| {
         let mut text = format!(
-            "{}\n  id            {}\n  from          {} (sha256 {})\n  licence       {}\n  size          {} weights, {} blocks, {} tokens, {} positions at most\n  program       {} + {} + {} operators (embedding, block, head)\n  rounding      {}\n  directory     {}",
+            "{}\n  id            {}\n  from          {} (sha256 {})\n  licence       {}\n  size          {} weights, {} blocks, {} tokens, {} positions at most\n  program       {} + {} + {} operators (embedding, block, head)\n  weights       {}; {:.1} MB read per token\n  rounding      {}\n  selection     {}\n  directory     {}",
             s.name,
             s.model_id,
             s.architecture,
@@ -269,7 +332,10 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
             s.operators[0],
             s.operators[1],
             s.operators[2],
+            formats_text(&s.formats),
+            s.bytes_per_token as f64 / 1e6,
             s.rounding,
+            s.selection,
             s.path.display(),
         );
         for o in &s.program {

@@ -204,9 +204,10 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     let store = Store::open(data.join("node.redb"), &link.chain)?;
     let model = models::load(settings, &command.engine.model)?;
     let choice = command.engine.backend;
+    let together = usize::from(command.concurrency);
     let prover = backend::blocking(move || {
         let chosen = backend::open(model, choice)?;
-        Ok(EngineProver::new().with(chosen.backend.clone(), chosen.cpu()?))
+        Ok(EngineProver::new().together(together).with(chosen.backend.clone(), chosen.cpu()?))
     })
     .await?;
 
@@ -214,6 +215,7 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     let mut config = NodeConfig::new(&data);
     config.listen = Some(command.listen);
     config.accept_open = command.open_jobs;
+    config.workers = together;
     let (log, mut finished) = EventLog::new(settings.out);
     let sink = EventSink::new(move |event| log.tell(event));
     let node = sworn_node::Node::start(config, sender, store, Arc::new(prover), Arc::new(Honest), sink).await?;

@@ -1,9 +1,11 @@
 //! `sworn run`.
 
+use std::ops::ControlFlow;
 use std::process::ExitCode;
 
 use serde::Serialize;
-use sworn_engine::{Request, generate};
+use sworn_commit::RunParams;
+use sworn_engine::{Request, generate_until};
 
 use crate::answer::SavedAnswer;
 use crate::args::Run;
@@ -12,7 +14,9 @@ use crate::fault::Result;
 use crate::models::{self, id_text};
 use crate::output::note;
 use crate::prompt;
+use crate::sampling::{self, ShownRun};
 use crate::settings::Settings;
+use crate::stop::StopText;
 
 #[derive(Serialize)]
 struct Report {
@@ -26,6 +30,12 @@ struct Report {
     about: About,
     model: String,
     model_id: String,
+    /// With the model and the prompt's tokens, all that a repetition needs.
+    #[serde(flatten)]
+    run: ShownRun,
+    /// The stop string that ended the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stopped_by: Option<String>,
     input_tokens: Vec<u32>,
 }
 
@@ -33,6 +43,9 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
     let prompt = prompt::read(&command.prompt)?;
     let model = models::load(settings, &command.engine.model)?;
     let input = prompt::encode(&model, &prompt, command.raw)?;
+    let sampling = command.sampling.for_model(&model)?;
+    let run = RunParams { sampling, seed: sampling::seed(command.seed, &sampling)?.0 };
+    let mut ending = StopText::new(&command.stop)?;
     let name = command.engine.model.clone();
     let out = settings.out;
     let (answer, report) = backend::cancellable(move |cancel| {
@@ -41,32 +54,31 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
         let mut stream = tokenizer.stream(false);
         let mut text = String::new();
         let mut broken = None;
+        let shown = ShownRun::new(&run);
         let stop = &model.manifest().stop_tokens;
-        let request = Request {
-            prompt: &input,
-            max_new: command.max_tokens,
-            stop,
-            run: Default::default(),
-            cancel: Some(cancel),
-        };
-        let done = generate(&*chosen.backend, &request, &mut |token| {
-            let piece = stream.push(token);
+        let request = Request { prompt: &input, max_new: command.max_tokens, stop, run, cancel: Some(cancel) };
+        let done = generate_until(&*chosen.backend, &request, &mut |token| {
+            let piece = ending.push(&stream.push(token));
             text.push_str(&piece);
             if let Err(e) = out.stream(&piece) {
-                // Nobody reads: stop at the next token.
-                cancel.store(true, std::sync::atomic::Ordering::Relaxed);
+                // Nobody reads.
                 broken = Some(e);
+            }
+            match (&broken, ending.stopped_by()) {
+                (None, None) => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
             }
         });
         if let Some(fault) = broken {
             return Err(fault);
         }
         let done = done?;
-        let rest = stream.finish();
+        let mut rest = ending.push(&stream.finish());
+        rest.push_str(&ending.finish());
         text.push_str(&rest);
         out.stream(&rest)?;
         let id = id_text(&model.id());
-        let answer = SavedAnswer::new(&name, id.clone(), prompt, text.clone(), &input, &done.tokens, &done.trace);
+        let answer = SavedAnswer::new(&name, id.clone(), prompt, text.clone(), shown, &input, &done);
         let report = Report {
             text,
             trace_root: id_text(&done.trace.root),
@@ -76,6 +88,8 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
             about: chosen.about,
             model: name,
             model_id: id,
+            run: shown,
+            stopped_by: ending.stopped_by().map(str::to_owned),
             input_tokens: input,
             tokens: done.tokens,
         };
@@ -91,11 +105,12 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
     } else {
         out.stream("\n")?;
         note(format!(
-            "{} tokens in, {} out; prefill {:.0} tok/s, decode {:.1} tok/s\ntrace root {}",
+            "{} tokens in, {} out; prefill {:.0} tok/s, decode {:.1} tok/s\n{}trace root {}",
             report.input_tokens.len(),
             report.tokens.len(),
             report.prefill_tok_s,
             report.decode_tok_s,
+            if report.run.is_greedy() { String::new() } else { format!("{}\n", report.run.text()) },
             report.trace_root
         ));
     }
