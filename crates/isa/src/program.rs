@@ -7,8 +7,8 @@ use thiserror::Error;
 use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor, DescriptorError, Dtype, Opcode, Operand, OperandKind};
 use crate::{row::RowFormat, sampling};
 
-/// Most operators in a section.
-pub const MAX_OPS: usize = 256;
+/// Most operators in a section; the contract that registers models admits no more.
+pub const MAX_OPS: usize = 96;
 /// Most positions of one job: the attention ranges hold up to here.
 pub const MAX_POSITIONS: u32 = 8192;
 
@@ -152,7 +152,7 @@ impl Program {
         for kind in [SectionKind::Embedding, SectionKind::Block, SectionKind::Head] {
             let section = self.section(kind);
             if section.ops.is_empty() || section.ops.len() > MAX_OPS {
-                return Err(ProgramError::Section(kind, "has no operators or more than 256"));
+                return Err(ProgramError::Section(kind, "has no operators or more than 96"));
             }
             if section.exports().is_empty() {
                 return Err(ProgramError::Section(kind, "exports nothing"));
