@@ -224,6 +224,10 @@ pub(crate) struct Import {
     /// How weights are stored
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) weights: Weights,
+    /// Round int8 weights so that products with what this text puts in come out right (GPTQ); the text's some thousand words should be
+    /// like what the model will read. Blocks of a file are kept as they are: combine it with --weights int8
+    #[arg(long, value_name = "FILE")]
+    pub(crate) calibrate: Option<PathBuf>,
     /// Leave out what runs need to sample (--temperature and the like): the most likely token is taken always
     #[arg(long)]
     pub(crate) greedy: bool,

@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sworn_isa::{Opcode, OperandKind, Section, SectionKind};
-use sworn_model::gptq::Moments;
+use sworn_model::gptq::{Compensation, Moments};
 
 use crate::tensor::OpTensor;
 use crate::{Backend, Cpu, EngineError, NoExports, OpHook, Result};
@@ -167,4 +167,65 @@ pub fn moments(
         ));
     }
     Ok(result)
+}
+
+/// Gives every matrix of a model the compensation that a text asks for, as an importer wants it: matrix by matrix. The moments of
+/// as many layers as fit into a budget of memory are taken in one run of the model.
+pub struct Calibrator {
+    cpu: Cpu,
+    sequences: Vec<Vec<u32>>,
+    budget: u64,
+    /// The layer that multiplies by each matrix, and the bytes of its moments.
+    layers: BTreeMap<u32, (u16, u64)>,
+    moments: BTreeMap<u32, Arc<Moments>>,
+}
+
+impl Calibrator {
+    /// Takes the moments over `tokens` in sequences of `window`, in at most about `budget` bytes (more if one layer needs more).
+    pub fn new(cpu: Cpu, tokens: &[u32], window: usize, budget: u64) -> Self {
+        let model = cpu.model();
+        let mut layers = BTreeMap::new();
+        for layer in 1..=model.layers() + 1 {
+            let Some(kind) = SectionKind::of_layer(layer, model.layers()) else { continue };
+            for d in model.program().section(kind).ops.iter().filter(|d| d.opcode == Opcode::Linear) {
+                let n = d.params[0].max(0) as u64;
+                layers.insert(d.operands[2].resolve(layer), (layer, 8 * n * n));
+            }
+        }
+        let sequences = tokens.chunks(window.max(1)).map(<[u32]>::to_vec).collect();
+        Calibrator { cpu, sequences, budget, layers, moments: BTreeMap::new() }
+    }
+
+    /// The compensation of `matrix`; none for one that is only looked up, or whose inputs the text does not excite enough. `progress` is told
+    /// the first and last layer that are being measured and the tokens that are done.
+    ///
+    /// # Errors
+    /// As [`moments`].
+    pub fn compensation(
+        &mut self,
+        matrix: u32,
+        progress: &mut dyn FnMut(u16, u16, usize) -> Result<()>,
+    ) -> Result<Option<Compensation>> {
+        let Some((layer, _)) = self.layers.get(&matrix).copied() else { return Ok(None) };
+        if !self.moments.contains_key(&matrix) {
+            let of =
+                |layer: u16| self.layers.values().filter(|(l, _)| *l == layer).map(|(_, bytes)| bytes).sum::<u64>();
+            let head = self.cpu.model().layers() + 1;
+            let mut end = layer + 1;
+            let mut bytes = of(layer);
+            // A tied head's matrix comes first of all, by itself.
+            while layer != head && end < head && bytes + of(end) <= self.budget {
+                bytes += of(end);
+                end += 1;
+            }
+            self.moments.clear();
+            self.moments = moments(&self.cpu, &self.sequences, layer..end, &mut |done| progress(layer, end - 1, done))?;
+        }
+        Ok(self.moments.get(&matrix).and_then(|m| m.compensation()))
+    }
+
+    /// Tokens of one run.
+    pub fn tokens(&self) -> usize {
+        self.sequences.iter().map(Vec::len).sum()
+    }
 }

@@ -9,7 +9,11 @@
 
 use rayon::prelude::*;
 
+use crate::Result;
 use crate::quantise::{Scale, WEIGHT_MAX};
+
+/// Gives the compensation for a matrix, by its number; `None`: its rows are rounded to nearest.
+pub type Calibration<'a> = &'a mut dyn FnMut(u32) -> Result<Option<Compensation>>;
 
 /// Added to the diagonal, relative to its mean: keeps directions that the text does not excite from blowing up.
 const DAMPING: f64 = 0.01;

@@ -8,6 +8,7 @@ use sworn_commit::Hash;
 use crate::{
     error::Result,
     family::Config,
+    gptq::Calibration,
     load::Model,
     pack::{Parts, pack},
     progress::OnProgress,
@@ -40,7 +41,7 @@ impl ImportOptions {
         let d = model.description();
         let (hyper, positions) = (d.config.hyper.clone(), self.max_positions);
         let wanted = Config::new(hyper, positions, self.sampling);
-        wanted.is_ok_and(|c| c == d.config) && d.rounding == self.weights.rounding()
+        wanted.is_ok_and(|c| c == d.config) && d.rounding == self.weights.rounding(false)
     }
 }
 
@@ -57,7 +58,23 @@ pub fn import(
     progress: OnProgress<'_>,
 ) -> Result<Model> {
     let source = source::open(path.as_ref())?;
-    import_open(&*source, out.as_ref(), options, progress)?;
+    import_open(&*source, out.as_ref(), options, None, progress)?;
+    Model::load(out)
+}
+
+/// As [`import`], with the rows that are stored as int8 rounded so that their products with typical inputs come out right.
+///
+/// # Errors
+/// As [`import`], or `calibration` fails.
+pub fn import_calibrated(
+    path: impl AsRef<Path>,
+    out: impl AsRef<Path>,
+    options: &ImportOptions,
+    calibration: Calibration<'_>,
+    progress: OnProgress<'_>,
+) -> Result<Model> {
+    let source = source::open(path.as_ref())?;
+    import_open(&*source, out.as_ref(), options, Some(calibration), progress)?;
     Model::load(out)
 }
 
@@ -72,11 +89,17 @@ pub fn import_gguf(
     progress: OnProgress<'_>,
 ) -> Result<Model> {
     let source = source::GgufSource::open(file.as_ref())?;
-    import_open(&source, out.as_ref(), options, progress)?;
+    import_open(&source, out.as_ref(), options, None, progress)?;
     Model::load(out)
 }
 
-fn import_open(source: &dyn Source, out: &Path, options: &ImportOptions, progress: OnProgress<'_>) -> Result<Hash> {
+fn import_open(
+    source: &dyn Source,
+    out: &Path,
+    options: &ImportOptions,
+    calibration: Option<Calibration<'_>>,
+    progress: OnProgress<'_>,
+) -> Result<Hash> {
     // Everything that can be refused is refused before the first byte is written.
     let config = Config::new(source.hyper().clone(), options.max_positions, options.sampling)?;
     config.check_tensors(source)?;
@@ -92,5 +115,5 @@ fn import_open(source: &dyn Source, out: &Path, options: &ImportOptions, progres
         add_bos: text.add_bos,
         source: source.info(progress)?,
     };
-    pack(out, parts, source, progress)
+    pack(out, parts, source, calibration, progress)
 }

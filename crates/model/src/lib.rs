@@ -32,7 +32,7 @@ pub use chat::{ChatTemplate, Message};
 pub use error::{ModelError, Result};
 pub use gguf::Gguf;
 pub use hyper::Hyper;
-pub use import::{ImportOptions, import, import_gguf};
+pub use import::{ImportOptions, import, import_calibrated, import_gguf};
 pub use load::{Model, Table, WeightMatrix};
 pub use progress::{OnProgress, Progress, Stage};
 pub use pull::pull;

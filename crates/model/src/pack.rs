@@ -4,12 +4,13 @@ use std::path::Path;
 
 use rayon::prelude::*;
 use sworn_commit::{Hash, Manifest, Tree, keccak, row_leaf, section_tree};
-use sworn_isa::SectionKind;
+use sworn_isa::{RowFormat, SectionKind};
 
 use crate::{
     directory::{self, Description, Index, MatrixEntry, SourceInfo, SpecialTokens, Staging},
     error::{ModelError, Result},
     family::{Config, MatrixSpec},
+    gptq::Calibration,
     progress::{OnProgress, Progress, Stage},
     source::RowBlocks,
     tables,
@@ -44,7 +45,13 @@ pub(crate) struct Parts {
 }
 
 /// Writes the directory and returns the model id.
-pub(crate) fn pack(target: &Path, parts: Parts, source: &dyn FloatTensors, progress: OnProgress<'_>) -> Result<Hash> {
+pub(crate) fn pack(
+    target: &Path,
+    parts: Parts,
+    source: &dyn FloatTensors,
+    mut calibration: Option<Calibration<'_>>,
+    progress: OnProgress<'_>,
+) -> Result<Hash> {
     let config = parts.config;
     config.check()?;
     let formats = weights::formats(&config, parts.weights, source)?;
@@ -58,7 +65,11 @@ pub(crate) fn pack(target: &Path, parts: Parts, source: &dyn FloatTensors, progr
     for (i, spec) in matrices.into_iter().enumerate() {
         progress(Progress { stage: Stage::Quantise, done: i as u64, total });
         let format = formats.of(spec.role);
-        let stored = weights::matrix(&spec, format, &config, source)?;
+        let compensation = match &mut calibration {
+            Some(calibration) if format == RowFormat::I8 => calibration(i as u32)?,
+            _ => None,
+        };
+        let stored = weights::matrix(&spec, format, &config, source, compensation.as_ref())?;
         widths.record(spec.role, format, stored.l1, &config)?;
         let root = row_tree(&stored.bytes, stored.row_bytes).root();
         file.write(&stored.bytes)?;
@@ -106,7 +117,7 @@ pub(crate) fn pack(target: &Path, parts: Parts, source: &dyn FloatTensors, progr
         selection: selection(&config).into(),
         config,
         activation_bits: bits,
-        rounding: parts.weights.rounding().into(),
+        rounding: parts.weights.rounding(calibration.is_some()).into(),
         special_tokens: parts.special_tokens,
         add_bos: parts.add_bos,
         source: parts.source,

@@ -11,6 +11,8 @@ pub enum Stage {
     Unpack,
     /// Matrices being quantised and written.
     Quantise,
+    /// Tokens of a calibration text being run.
+    Calibrate,
     /// Matrices being hashed again.
     Verify,
 }
@@ -23,6 +25,7 @@ impl Stage {
             Stage::Checksum => "checking",
             Stage::Unpack => "unpacking",
             Stage::Quantise => "quantising",
+            Stage::Calibrate => "calibrating",
             Stage::Verify => "verifying",
         }
     }

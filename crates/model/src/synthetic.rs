@@ -170,7 +170,7 @@ pub fn synthetic(spec: &SyntheticSpec, out: impl AsRef<Path>) -> Result<Model> {
             license: None,
         },
     };
-    pack(out.as_ref(), parts, &RandomTensors { spec }, &mut |_| {})?;
+    pack(out.as_ref(), parts, &RandomTensors { spec }, None, &mut |_| {})?;
     Model::load(out)
 }
 

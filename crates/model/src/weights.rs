@@ -8,6 +8,7 @@ use crate::{
     blocks,
     error::{ModelError, Result},
     family::{ActivationBits, Config, Formats, MatrixSpec, Role},
+    gptq::Compensation,
     load::row_norm,
     pack::FloatTensors,
     quantise::{self, FRACTION, Scale, WEIGHT_MAX},
@@ -26,10 +27,12 @@ pub enum WeightFormats {
 
 impl WeightFormats {
     /// For people.
-    pub(crate) const fn rounding(self) -> &'static str {
-        match self {
-            Self::Auto => "blocks as in the source, otherwise nearest, int8 per row",
-            Self::Int8 => "nearest, int8 per row",
+    pub(crate) const fn rounding(self, calibrated: bool) -> &'static str {
+        match (self, calibrated) {
+            (Self::Auto, false) => "blocks as in the source, otherwise nearest, int8 per row",
+            (Self::Auto, true) => "blocks as in the source, otherwise error-compensated, int8 per row",
+            (Self::Int8, false) => "nearest, int8 per row",
+            (Self::Int8, true) => "error-compensated, int8 per row",
         }
     }
 }
@@ -67,6 +70,7 @@ pub(crate) fn matrix(
     format: RowFormat,
     config: &Config,
     source: &dyn FloatTensors,
+    compensation: Option<&Compensation>,
 ) -> Result<Stored> {
     let head = 4 * config.columns(spec.role) as usize;
     let row_bytes = head + format.bytes(spec.cols as usize);
@@ -83,6 +87,9 @@ pub(crate) fn matrix(
                     _ => r as u32,
                 };
                 let scale = row(&spec.name, r, format, floats, weights, source)?;
+                if let Some(c) = compensation {
+                    c.round(floats, &[scale], bytemuck::cast_slice_mut(weights));
+                }
                 let pairs = row_scales(scale, format, spec.role, config);
                 for (slot, s) in scales.as_chunks_mut::<4>().0.iter_mut().zip(pairs) {
                     let sh = i16::try_from(-(s.e + FRACTION)).map_err(|_| {

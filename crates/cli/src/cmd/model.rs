@@ -1,15 +1,18 @@
 //! `sworn model`.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use alloy::primitives::B256;
 use serde::Serialize;
 use sworn_bindings::IModels;
 use sworn_chain::Receipt;
+use sworn_engine::{Cpu, calibrate::Calibrator};
 use sworn_isa::{Opcode, OperandKind, SectionKind};
-use sworn_model::{ImportOptions, Model, ModelStore, WeightFormats};
+use sworn_model::{ImportOptions, Model, ModelError, ModelStore, Progress, Stage, WeightFormats};
 
 use crate::args;
 use crate::fault::{Fault, Result};
@@ -145,12 +148,59 @@ async fn import(settings: &Settings, command: args::Import) -> Result<()> {
         sampling: !command.greedy,
     };
     let path = command.path;
-    let model = blocking(move |progress| sworn_model::import(&path, &to, &options, progress)).await?;
+    let model = match command.calibrate {
+        None => blocking(move |progress| sworn_model::import(&path, &to, &options, progress)).await?,
+        Some(text) => {
+            let text = std::fs::read_to_string(&text)
+                .map_err(|e| Fault::usage(format!("reading the calibration text {}: {e}", text.display())))?;
+            blocking(move |progress| calibrated(&path, &to, &options, &text, progress)).await?
+        }
+    };
     if !command.greedy && !samples(&model) {
         note("this model's vocabulary does not allow sampling: runs take the most likely token");
     }
     remember_source(&models::store(settings), &name, &from);
     show(settings, &name, &model, false)
+}
+
+/// Imports a model twice: rounded to nearest, to run the text with it, and then as the text asks for.
+fn calibrated(
+    path: &std::path::Path,
+    to: &std::path::Path,
+    options: &ImportOptions,
+    text: &str,
+    progress: sworn_model::OnProgress<'_>,
+) -> sworn_model::Result<Model> {
+    /// Positions that see one another.
+    const WINDOW: usize = 512;
+    /// Bytes of second moments that are kept at once.
+    const BUDGET: u64 = 2 << 30;
+    if to.exists() {
+        // What the importer would say after minutes of work.
+        return sworn_model::import(path, to, options, progress);
+    }
+    let nearest = to.with_extension("nearest");
+    let _ = std::fs::remove_dir_all(&nearest);
+    let model = sworn_model::import(path, &nearest, options, &mut *progress);
+    let result = model.and_then(|model| {
+        let tokens = model.encode_text(text)?;
+        let failed = |e: sworn_engine::EngineError| ModelError::Argument(format!("calibrating: {e}"));
+        let mut calibrator = Calibrator::new(Cpu::new(Arc::new(model)).map_err(failed)?, &tokens, WINDOW, BUDGET);
+        let total = calibrator.tokens() as u64;
+        // The importer and what it asks for take turns with one bar.
+        let progress = RefCell::new(progress);
+        let mut compensation = |matrix| {
+            let mut show = |_, _, done: usize| {
+                progress.borrow_mut()(Progress { stage: Stage::Calibrate, done: done as u64, total });
+                Ok(())
+            };
+            calibrator.compensation(matrix, &mut show).map_err(failed)
+        };
+        let shared: sworn_model::OnProgress<'_> = &mut |p| progress.borrow_mut()(p);
+        sworn_model::import_calibrated(path, to, options, &mut compensation, shared)
+    });
+    let _ = std::fs::remove_dir_all(&nearest);
+    result
 }
 
 /// Registers a model, unless somebody has.
