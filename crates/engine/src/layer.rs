@@ -6,7 +6,7 @@ use sworn_isa::{Descriptor, Opcode, Operand, OperandKind, RowFormat, SectionKind
 use sworn_model::Model;
 
 use crate::activation::{Activation, Forms};
-use crate::attention::{Context, Unit};
+use crate::attention::{Cap, Context, Unit};
 use crate::kernels::{Input, Inputs, Mismatch, apply_into};
 use crate::linear::{self, Job, Matrix, Scale};
 use crate::plan::{Attention, Linears, Plan, SectionPlan, Step};
@@ -377,6 +377,23 @@ impl<'a> Executor<'a> {
         let Some(OpTensor::U16(table)) = self.plan.table(exp.operands[2].resolve(layer)) else {
             return Err(wrong(exp, 2));
         };
+        let cap = a.cap.map(|k| {
+            let d = &section.ops[k];
+            match self.plan.table(d.operands[1].resolve(layer)) {
+                Some(OpTensor::U16(table)) => {
+                    Ok(Cap { bound: d.params[0] as u32, m: d.params[1] as u32, sh: d.params[2], table })
+                }
+                _ => Err(wrong(d, 1)),
+            }
+        });
+        let window = a.window.map(|k| {
+            let d = &section.ops[k];
+            match self.plan.table(d.operands[1].resolve(layer)) {
+                Some(OpTensor::I32(width)) if !width.is_empty() => Ok(width[0].max(0) as usize),
+                _ => Err(wrong(d, 1)),
+            }
+        });
+        let (cap, window) = (cap.transpose()?, window.transpose()?);
         let batch: usize = lanes.iter().map(|l| l.slots.len()).sum();
         // Splitting by single heads balances better than by key/value heads; sharing a key between heads is cheaper.
         let together = if batch < 2 * self.team.threads() { 1 } else { shared };
@@ -399,7 +416,8 @@ impl<'a> Executor<'a> {
                 };
                 let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
                 out.resize(mix.inner as usize, 0);
-                let context = Context { keys, key_scales, values, table, kv, shared, key_width, value_width };
+                let context =
+                    Context { keys, key_scales, values, table, cap, window, kv, shared, key_width, value_width };
                 units.extend(Unit::split(context, q, q_scales, out, together));
             }
         }

@@ -88,6 +88,10 @@ impl Linears {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attention {
     pub(crate) scores: usize,
+    /// `SOFT_CAP` of the scores.
+    pub(crate) cap: Option<usize>,
+    /// `WINDOW` of the scores, after their cap.
+    pub(crate) window: Option<usize>,
     pub(crate) exp: usize,
     pub(crate) mix: usize,
 }
@@ -141,32 +145,39 @@ fn source(d: &Descriptor, k: usize, tail: bool) -> Option<usize> {
     (o.kind == OperandKind::Op && o.tail == tail).then_some(o.index as usize)
 }
 
-/// Follows the operands of `MIX` back to `SCORES`.
-fn attention(ops: &[Descriptor], mix: usize) -> Option<[usize; 6]> {
+/// Follows the operands of `MIX` back to `SCORES`; also all operators on the way.
+fn attention(ops: &[Descriptor], mix: usize) -> Option<(Attention, Vec<usize>)> {
     let is = |at: Option<usize>, opcode| at.filter(|at| ops.get(*at).is_some_and(|d| d.opcode == opcode));
     let prob = is(source(&ops[mix], 0, false), Opcode::Prob)?;
     let exp = is(source(&ops[prob], 0, false), Opcode::Exp)?;
     let sum = is(source(&ops[prob], 1, true), Opcode::RowSum)?;
-    let scores = is(source(&ops[exp], 0, false), Opcode::Scores)?;
     let max = is(source(&ops[exp], 1, true), Opcode::RowMax)?;
+    let weighed = source(&ops[exp], 0, false);
+    let window = is(weighed, Opcode::Window);
+    let seen = window.map_or(weighed, |w| source(&ops[w], 0, false));
+    let cap = is(seen, Opcode::SoftCap);
+    let scores = is(cap.map_or(seen, |c| source(&ops[c], 0, false)), Opcode::Scores)?;
     let (s, m) = (&ops[scores], &ops[mix]);
     let agree = source(&ops[sum], 0, false) == Some(exp)
-        && source(&ops[max], 0, false) == Some(scores)
+        && source(&ops[max], 0, false) == weighed
+        // One score per head and position all the way.
+        && [cap, window].into_iter().flatten().all(|k| ops[k].outer == s.outer && ops[k].div == s.div)
         // The heads of queries and values are grouped in the same way.
         && u64::from(m.inner) == u64::from(s.outer) * m.params[0].max(0) as u64
         && s.params[1] == m.params[1];
-    agree.then_some([scores, max, exp, sum, prob, mix])
+    let members = [scores, max, exp, sum, prob, mix].into_iter().chain(cap).chain(window).collect();
+    agree.then_some((Attention { scores, cap, window, exp, mix }, members))
 }
 
 fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
     let mut inside = HashSet::new();
     let mut attentions = Vec::new();
     for mix in (0..ops.len()).filter(|k| ops[*k].opcode == Opcode::Mix) {
-        let members = attention(ops, mix)?;
+        let (attention, members) = attention(ops, mix)?;
         if members.iter().any(|m| !inside.insert(*m) || ops[*m].export) {
             return None;
         }
-        attentions.push(members);
+        attentions.push((attention, members));
     }
     // Nobody else may read what the fused form never writes.
     for (k, d) in ops.iter().enumerate() {
@@ -174,7 +185,7 @@ fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
             return None;
         }
         for o in d.operands.iter().filter(|o| o.kind == OperandKind::Op && inside.contains(&(o.index as usize))) {
-            let within = attentions.iter().any(|m| m.contains(&k) && m.contains(&(o.index as usize)));
+            let within = attentions.iter().any(|(_, m)| m.contains(&k) && m.contains(&(o.index as usize)));
             let tail_of_mix = o.tail && ops[o.index as usize].opcode == Opcode::Mix;
             if !within && !tail_of_mix {
                 return None;
@@ -185,8 +196,7 @@ fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
     let mut steps: Vec<Step> = Vec::new();
     for (k, d) in ops.iter().enumerate() {
         if d.opcode == Opcode::Mix {
-            let [scores, _, exp, ..] = *attentions.iter().find(|m| m[5] == k)?;
-            steps.push(Step::Attend(Attention { scores, exp, mix: k }));
+            steps.push(Step::Attend(attentions.iter().find(|(a, _)| a.mix == k)?.0));
         } else if inside.contains(&k) || tail.is_some_and(|t| t.has(k)) {
         } else if let Some(tail) = tail.filter(|t| t.sample == k) {
             steps.push(Step::Choose(tail));
@@ -207,4 +217,49 @@ fn steps(ops: &[Descriptor]) -> Option<Vec<Step>> {
         }
     }
     Some(steps)
+}
+
+#[cfg(test)]
+mod tests {
+    use sworn_model::small::{Family, Layout, write};
+
+    use super::*;
+
+    #[test]
+    fn every_familys_attention_runs_in_batches() {
+        for family in Family::ALL {
+            let dir = tempfile::tempdir().unwrap();
+            let file = write(family, Layout::Blocks, 1, dir.path()).unwrap();
+            let model = sworn_model::import(file, dir.path().join("model"), &Default::default(), &mut |_| {}).unwrap();
+            let plan = Plan::new(&model);
+            let steps = plan.section(SectionKind::Block).steps.as_ref();
+            let attentions: Vec<_> = steps
+                .into_iter()
+                .flatten()
+                .filter_map(|s| match s {
+                    Step::Attend(a) => Some((a.cap.is_some(), a.window.is_some())),
+                    _ => None,
+                })
+                .collect();
+            let wanted = (family == Family::Gemma2, matches!(family, Family::Gemma2 | Family::Mistral));
+            assert_eq!(attentions, [wanted], "{}", family.name());
+        }
+    }
+
+    #[test]
+    fn an_attention_that_others_look_into_runs_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = write(Family::Gemma2, Layout::Blocks, 1, dir.path()).unwrap();
+        let model = sworn_model::import(file, dir.path().join("model"), &Default::default(), &mut |_| {}).unwrap();
+        let ops = &model.program().section(SectionKind::Block).ops;
+        assert!(steps(ops).is_some());
+        let at = |opcode| ops.iter().position(|d| d.opcode == opcode).unwrap();
+        // Weighed by other scores than those of which the largest is known.
+        let mut changed = ops.clone();
+        changed[at(Opcode::Exp)].operands[0].index = at(Opcode::SoftCap) as u32;
+        assert!(steps(&changed).is_none());
+        let mut changed = ops.clone();
+        changed[at(Opcode::Window)].export = true;
+        assert!(steps(&changed).is_none());
+    }
 }

@@ -7,10 +7,12 @@ use proptest::prelude::*;
 use sworn_commit::witness::Inputs;
 use sworn_commit::{RunParams, tensor, trace};
 use sworn_engine::{
-    Backend, Cpu, EngineError, ExportSink, OpHook, OpTensor, Replay, Request, Simd, audit, generate, replay,
+    Backend, Cpu, EngineError, ExportSink, OpHook, OpTensor, Replay, Request, Simd, Trace, audit, generate, replay,
 };
 use sworn_isa::{Descriptor, Opcode, OperandKind, RowData, RowFormat, Sampling, SectionKind, StepReader, element};
 use sworn_model::{Model, SyntheticSpec, synthetic};
+
+mod families;
 
 /// Odd sizes, so that no kernel meets only whole tiles.
 fn spec(seed: u64) -> SyntheticSpec {
@@ -68,7 +70,12 @@ impl ExportSink for Everything {
 
 /// Runs `tokens` in pieces of the given sizes (repeated) with the head everywhere.
 fn run(cpu: &Cpu, tokens: &[u32], pieces: &[usize]) -> (Everything, Vec<u32>) {
+    run_with(cpu, &RunParams::default(), tokens, pieces)
+}
+
+fn run_with(cpu: &Cpu, params: &RunParams, tokens: &[u32], pieces: &[usize]) -> (Everything, Vec<u32>) {
     let mut session = cpu.session(tokens.len() as u32).unwrap();
+    session.set_run(*params).unwrap();
     let (mut all, mut selected) = (Everything::default(), Vec::new());
     let mut rest = tokens;
     for piece in pieces.iter().cycle() {
@@ -207,50 +214,96 @@ impl StepReader for Reader<'_> {
     }
 }
 
+/// Replays some rows of a layer: the trace has them, and every element is the scalar reference's.
+fn check_rows(cpu: &Cpu, prompt: &[u32], output: &[u32], run: &RunParams, t: &Trace, layer: u16, rows: &[u32]) {
+    let model = cpu.model();
+    let kind = SectionKind::of_layer(layer, model.layers()).unwrap();
+    let section = model.program().section(kind);
+    let exports = section.exports();
+    for row in rows {
+        let r = replay(cpu, prompt, output, run, layer, *row).unwrap();
+        assert_eq!(r.ops.len(), section.ops.len());
+        // The replayed exports are those of the trace.
+        let roots = r.op_roots();
+        let leaf = trace::leaf(&exports.iter().map(|k| roots[*k]).collect::<Vec<_>>());
+        assert_eq!(leaf, t.tree.layer(layer).leaves()[*row as usize]);
+        if layer > 0 {
+            let roots: Vec<_> = r.previous().iter().map(|t| tensor::tensor_root(t)).collect();
+            assert_eq!(trace::leaf(&roots), t.tree.layer(layer - 1).leaves()[r.position as usize]);
+        }
+        if kind == SectionKind::Block {
+            for p in 0..r.position {
+                let roots: Vec<_> = r.cached(p).iter().map(|t| tensor::tensor_root(t)).collect();
+                assert_eq!(trace::leaf(&roots), t.tree.layer(layer).leaves()[p as usize]);
+            }
+        }
+        for (k, d) in section.ops.iter().enumerate() {
+            let bytes = &r.ops[k];
+            assert_eq!(bytes.len() as u64, d.bytes(r.position));
+            let values: Vec<i64> = bytes.chunks(d.dtype.width()).map(|b| d.dtype.decode(b)).collect();
+            let best = if matches!(d.opcode, Opcode::Select | Opcode::Sample) { values[0] as u32 } else { 0 };
+            for (i, v) in values.iter().enumerate() {
+                let mut reader = Reader { replay: &r, d, own: &values[..i], best, exports: &exports };
+                let want = element(d, r.position, i as u64, &mut reader);
+                assert_eq!(want, Ok(*v), "layer {layer} row {row} operator {k} ({}) element {i}", d.opcode);
+            }
+        }
+    }
+}
+
 #[test]
 fn every_element_of_a_replayed_row_is_the_scalar_references() {
     for seed in 0..6 {
         let (_dir, model) = model(seed);
         let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
         let prompt = tokens(30, model.manifest().vocab, seed);
-        let g = generate(
-            &cpu,
-            &Request { prompt: &prompt, max_new: 9, stop: &[], run: RunParams::default(), cancel: None },
-            &mut |_| {},
-        )
-        .unwrap();
+        let run = RunParams::default();
+        let request = Request { prompt: &prompt, max_new: 9, stop: &[], run, cancel: None };
+        let g = generate(&cpu, &request, &mut |_| {}).unwrap();
         for layer in 0..=model.layers() + 1 {
-            let kind = SectionKind::of_layer(layer, model.layers()).unwrap();
-            let section = model.program().section(kind);
-            let exports = section.exports();
-            for row in [0, 3, g.trace.dims.rows(layer) - 1] {
-                let r = replay(&cpu, &prompt, &g.tokens, &RunParams::default(), layer, row).unwrap();
-                assert_eq!(r.ops.len(), section.ops.len());
-                // The replayed exports are those of the trace.
-                let roots = r.op_roots();
-                let leaf = trace::leaf(&exports.iter().map(|k| roots[*k]).collect::<Vec<_>>());
-                assert_eq!(leaf, g.trace.tree.layer(layer).leaves()[row as usize]);
-                if layer > 0 {
-                    let roots: Vec<_> = r.previous().iter().map(|t| tensor::tensor_root(t)).collect();
-                    assert_eq!(trace::leaf(&roots), g.trace.tree.layer(layer - 1).leaves()[r.position as usize]);
-                }
-                if kind == SectionKind::Block {
-                    for p in 0..r.position {
-                        let roots: Vec<_> = r.cached(p).iter().map(|t| tensor::tensor_root(t)).collect();
-                        assert_eq!(trace::leaf(&roots), g.trace.tree.layer(layer).leaves()[p as usize]);
-                    }
-                }
-                for (k, d) in section.ops.iter().enumerate() {
-                    let bytes = &r.ops[k];
-                    assert_eq!(bytes.len() as u64, d.bytes(r.position));
-                    let values: Vec<i64> = bytes.chunks(d.dtype.width()).map(|b| d.dtype.decode(b)).collect();
-                    let best = if d.opcode == Opcode::Select { values[0] as u32 } else { 0 };
-                    for (i, v) in values.iter().enumerate() {
-                        let mut reader = Reader { replay: &r, d, own: &values[..i], best, exports: &exports };
-                        let want = element(d, r.position, i as u64, &mut reader);
-                        assert_eq!(want, Ok(*v), "layer {layer} row {row} operator {k} ({}) element {i}", d.opcode);
-                    }
-                }
+            let rows = [0, 3, g.trace.dims.rows(layer) - 1];
+            check_rows(&cpu, &prompt, &g.tokens, &run, &g.trace, layer, &rows);
+        }
+    }
+}
+
+#[test]
+fn every_family_gives_the_same_bits_however_it_runs() {
+    for (i, (name, model)) in families::models().iter().enumerate() {
+        let params = families::sampled(i as u8);
+        let tokens = tokens(41 + 5 * i, model.manifest().vocab, i as u64);
+        let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
+        let whole = run_with(&cpu, &params, &tokens, &[tokens.len()]);
+        assert_ne!(whole.1, run(&cpu, &tokens, &[tokens.len()]).1, "{name}: sampling has no effect");
+        for pieces in [&[1][..], &[17, 3, 6]] {
+            assert_eq!(run_with(&cpu, &params, &tokens, pieces), whole, "{name} {pieces:?}");
+            let hooked = cpu.with_hook(Arc::new(move || Box::new(Watch(0x3_5A1C_99F0_0FF7 << i))));
+            assert_eq!(run_with(&hooked, &params, &tokens, pieces), whole, "{name} {pieces:?} watched");
+        }
+        for simd in Simd::all() {
+            let other = Cpu::with_threads(model.clone(), 1).unwrap().with_simd(simd);
+            for pieces in [&[tokens.len()][..], &[1], &[9, 2, 4]] {
+                assert_eq!(run_with(&other, &params, &tokens, pieces), whole, "{name} {pieces:?} {}", simd.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn every_familys_runs_are_audited_and_replayed_as_the_scalar_reference_has_them() {
+    for (i, (name, model)) in families::models().iter().enumerate() {
+        let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
+        let prompt = tokens(19 + i, model.manifest().vocab, i as u64);
+        for run in [RunParams::default(), families::sampled(i as u8)] {
+            let request = Request { prompt: &prompt, max_new: 12, stop: &[], run, cancel: None };
+            let g = generate(&cpu, &request, &mut |_| {}).unwrap();
+            let audited = audit(&cpu, &prompt, &g.tokens, &run, None).unwrap();
+            assert_eq!((&audited.trace, audited.first_wrong_token(&g.tokens)), (&g.trace, None), "{name}");
+            for layer in 0..=model.layers() + 1 {
+                // One of the last rows, which see more than a window, or any.
+                let rows = g.trace.dims.rows(layer);
+                let row = if run == RunParams::default() { rows - 1 - i as u32 % 4 } else { 7 * i as u32 % rows };
+                check_rows(&cpu, &prompt, &g.tokens, &run, &g.trace, layer, &[row]);
             }
         }
     }

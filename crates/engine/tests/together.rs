@@ -4,8 +4,30 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use sworn_commit::RunParams;
 use sworn_engine::{Backend, Cpu, EngineError, ExportSink, NoExports, Session, Work};
 use sworn_model::{Model, SyntheticSpec, synthetic};
+
+mod families;
+
+/// Sometimes a synthetic model, more often one of a family.
+fn any_model(seed: u64) -> (Option<tempfile::TempDir>, Arc<Model>) {
+    let all = families::models();
+    match all.get(seed as usize % (all.len() + 4)) {
+        Some((_, model)) => (None, model.clone()),
+        None => {
+            let (dir, model) = model(seed);
+            (Some(dir), model)
+        }
+    }
+}
+
+/// How session `i` selects: every other one samples where the model can.
+fn parameters(i: usize, session: &mut dyn Session) {
+    if i % 2 == 1 && session.set_run(families::sampled(i as u8)).is_err() {
+        session.set_run(RunParams::default()).unwrap();
+    }
+}
 
 fn model(seed: u64) -> (tempfile::TempDir, Arc<Model>) {
     let dir = tempfile::tempdir().unwrap();
@@ -68,7 +90,8 @@ fn turn() -> impl Strategy<Value = Turn> {
     ]
 }
 
-const CAPACITY: u32 = 150;
+/// As many positions as the models of the families have.
+const CAPACITY: u32 = 128;
 
 struct Run {
     session: Box<dyn Session>,
@@ -78,7 +101,7 @@ struct Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_mix_of_sessions_gives_the_bits_that_each_gives_alone(
@@ -88,7 +111,7 @@ proptest! {
         heads: u8,
         threads in 1usize..4,
     ) {
-        let (_dir, model) = model(seed);
+        let (_dir, model) = any_model(seed);
         let cpu = Cpu::with_threads(model.clone(), threads).unwrap();
         let vocab = model.manifest().vocab;
         let mut runs: Vec<Run> = (0..sessions)
@@ -99,6 +122,7 @@ proptest! {
                 selected: HashMap::new(),
             })
             .collect();
+        runs.iter_mut().enumerate().for_each(|(i, run)| parameters(i, &mut *run.session));
         let mut next = seed;
         for round in rounds {
             let mut asked = Vec::new();
@@ -161,8 +185,9 @@ proptest! {
                 prop_assert_eq!(run.session.len() as usize, run.tokens.len());
             }
         }
-        for run in &runs {
+        for (i, run) in runs.iter().enumerate() {
             let mut alone = cpu.session(CAPACITY).unwrap();
+            parameters(i, &mut *alone);
             let mut want = Everything::default();
             let selected = alone.extend(&run.tokens, 0, &mut want).unwrap();
             let n = run.tokens.len() as u32;
