@@ -198,7 +198,7 @@ impl Loaded {
             exports: None,
             logits: Vec::new(),
             tokens: Vec::new(),
-            head: first + wanted.head_from,
+            head: first + wanted.head_from.min(rows),
         };
         for (position, later) in logits {
             for (position, row) in (position..).zip(later.wait()?) {
