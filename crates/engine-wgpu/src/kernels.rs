@@ -5,8 +5,16 @@
 //! program declares, so nothing here depends on which operator wrote an operand. `ctx` holds the first position of the
 //! batch, then its tokens.
 
-// Kernels are written in a subset of Rust: `checked_div` and `clamp` are not in it, and operands are separate arguments.
-#![allow(clippy::manual_checked_ops, clippy::manual_clamp, clippy::too_many_arguments)]
+// Kernels are written in a subset of Rust: `checked_div`, `clamp`, chained conditions and assignment by some operators are not in it, and
+// operands are separate arguments.
+#![allow(
+    clippy::assign_op_pattern,
+    clippy::collapsible_if,
+    clippy::int_plus_one,
+    clippy::manual_checked_ops,
+    clippy::manual_clamp,
+    clippy::too_many_arguments
+)]
 
 pub(crate) mod arith;
 pub(crate) mod attention;
