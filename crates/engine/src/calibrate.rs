@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sworn_isa::{Opcode, OperandKind, Section, SectionKind};
 use sworn_model::gptq::{Compensation, Moments};
+use sworn_model::quantise::pow2;
 
 use crate::tensor::OpTensor;
 use crate::{Backend, Cpu, EngineError, NoExports, OpHook, Result};
@@ -63,11 +64,6 @@ struct Collect {
     sums: Arc<Mutex<Sums>>,
     /// Outputs of the row at hand that a site needs.
     outputs: BTreeMap<usize, Vec<i64>>,
-}
-
-/// 2^e, exactly, for exponents of normal numbers.
-fn pow2(e: i32) -> f64 {
-    f64::from_bits(((e.clamp(-1022, 1023) + 1023) as u64) << 52)
 }
 
 impl OpHook for Collect {

@@ -41,13 +41,8 @@ pub struct Matrix<'a> {
 }
 
 impl<'a> Matrix<'a> {
-    /// `rows` rows of `pairs` scale pairs and `columns` int8 elements, read with scale pair `pair`; `None` if `bytes` is not that
-    /// long or there is no such pair.
-    pub fn new(bytes: &'a [u8], rows: usize, columns: usize, pairs: usize, pair: usize) -> Option<Self> {
-        Self::with_format(bytes, rows, columns, pairs, pair, RowFormat::I8)
-    }
-
-    /// As [`Self::new`] with rows of any format; `None` also if such rows cannot have `columns` elements.
+    /// `rows` rows of `pairs` scale pairs and `columns` elements in `format`, read with scale pair `pair`; `None` if `bytes` is not
+    /// that long, there is no such pair, or such rows cannot have `columns` elements.
     pub fn with_format(
         bytes: &'a [u8],
         rows: usize,

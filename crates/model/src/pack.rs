@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rayon::prelude::*;
-use sworn_commit::{Hash, Manifest, Tree, keccak, row_leaf, section_tree};
+use sworn_commit::{Hash, Manifest, Tree, keccak, row_leaves, section_tree};
 use sworn_isa::{RowFormat, SectionKind};
 
 use crate::{
@@ -140,7 +140,11 @@ fn selection(config: &Config) -> &'static str {
 
 /// The tree over the leaves of rows of `row_bytes` bytes each.
 pub(crate) fn row_tree(bytes: &[u8], row_bytes: usize) -> Tree {
-    Tree::new(bytes.par_chunks_exact(row_bytes.max(1)).map(row_leaf).collect())
+    /// Rows that one thread hashes together.
+    const TOGETHER: usize = 64;
+    let row_bytes = row_bytes.max(1);
+    let parts = bytes.par_chunks(row_bytes * TOGETHER);
+    Tree::new(parts.flat_map_iter(|part| row_leaves(part.chunks_exact(row_bytes))).collect())
 }
 
 /// The tree over the matrices' roots.

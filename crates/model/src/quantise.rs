@@ -17,7 +17,7 @@ pub const PROB_FRACTION: i32 = 15;
 pub const WEIGHT_MAX: i32 = 127;
 
 /// 2^e for e in the range of normal doubles.
-fn pow2(e: i32) -> f64 {
+pub fn pow2(e: i32) -> f64 {
     f64::from_bits(((e.clamp(-1022, 1023) + 1023) as u64) << 52)
 }
 
