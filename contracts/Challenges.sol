@@ -262,6 +262,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
             if (msg.sender != j.node) revert NotNode(jobId, msg.sender, j.node);
             _opLists[jobId][_layerAndRow(target.layer, target.row)] = _checkOpListAnswer(j, target, nodeHash, data);
         } else if (target.kind == TargetKind.Page) {
+            // The shape's length, whatever was committed to: a page of another one has no answer.
             uint256 expected = Trees.pagesLength(byteLength, target.index, 1);
             if (data.length != expected) revert AnswerLength(data.length, expected);
             _sameAnswer(Trees.hashPages(data)[0], nodeHash);

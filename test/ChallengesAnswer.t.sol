@@ -2,10 +2,35 @@
 pragma solidity ^0.8.28;
 
 import {IChallenges, OpeningId, Target} from "../contracts/interfaces/IChallenges.sol";
+import {Claim} from "../contracts/interfaces/IStepVerifier.sol";
 import {IMarket, JobId, JobState} from "../contracts/interfaces/IMarket.sol";
 import {Fixture} from "./support/Fixture.sol";
 import {NaiveTree} from "./support/NaiveTree.sol";
 import {TinyTrace} from "./support/TinyTrace.sol";
+
+/// The last operator's tensors of block 1 have a byte more than their shape.
+contract LongTrace is TinyTrace {
+    constructor(uint32 nIn_, uint32 nOut_) TinyTrace(nIn_, nOut_, false, Claim(0, 0, 0, 0)) {}
+
+    function tensor(uint16 layer, uint32 row, uint16 op) public view override returns (bytes memory data) {
+        data = super.tensor(layer, row, op);
+        if (layer == 1 && op == 2) data = bytes.concat(data, hex"00");
+    }
+}
+
+/// The same with a byte less.
+contract ShortTrace is TinyTrace {
+    constructor(uint32 nIn_, uint32 nOut_) TinyTrace(nIn_, nOut_, false, Claim(0, 0, 0, 0)) {}
+
+    function tensor(uint16 layer, uint32 row, uint16 op) public view override returns (bytes memory data) {
+        data = super.tensor(layer, row, op);
+        if (layer == 1 && op == 2) {
+            assembly {
+                mstore(data, sub(mload(data), 1))
+            }
+        }
+    }
+}
 
 contract ChallengesAnswerTest is Fixture {
     TinyTrace internal trace;
@@ -195,6 +220,26 @@ contract ChallengesAnswerTest is Fixture {
             bytes4 error_ = IChallenges.AnswerLength.selector;
             expectAnswer(abi.encodeWithSelector(error_, data.length + 1, data.length), t, bytes.concat(data, hex"00"));
             expectAnswer(abi.encodeWithSelector(error_, 0, data.length), t, "");
+        }
+    }
+
+    /// Who commits to a page of another length than the shape's has no answer: neither that page nor the right one.
+    function test_answer_length_committed() public {
+        uint256[2] memory lengths = [uint256(177), 175];
+        Target memory t = pageTarget(1, 4, 2, 1);
+        bytes memory right = trace.answer(t);
+        for (uint256 i; i < 2; i++) {
+            trace = i == 0 ? TinyTrace(new LongTrace(3, 3)) : TinyTrace(new ShortTrace(3, 3));
+            id = submitted(trace);
+            open(id, opListTarget(1, 4), trace);
+            demand(id, t, trace);
+            bytes memory data = trace.answer(t);
+            assertEq(data.length, lengths[i]);
+            bytes32 hash = trace.nodeHash(t);
+            assertEq(hash, keccak256(bytes.concat(hex"00", data)));
+            expectAnswer(abi.encodeWithSelector(IChallenges.AnswerLength.selector, data.length, 176), t, data);
+            bytes32 other = keccak256(bytes.concat(hex"00", right));
+            expectAnswer(abi.encodeWithSelector(IChallenges.AnswerMismatch.selector, other, hash), t, right);
         }
     }
 

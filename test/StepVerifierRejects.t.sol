@@ -54,6 +54,10 @@ contract StepVerifierRejectsTest is Judging {
         return abi.encodeWithSelector(IStepVerifier.Malformed.selector, uint256(d.opcode));
     }
 
+    function dataLength(uint256 actual, uint256 wanted) internal pure returns (bytes memory) {
+        return abi.encodeWithSelector(ITrees.DataLength.selector, actual, wanted);
+    }
+
     function wrongKind(uint256 k, uint256 kind) internal pure returns (bytes memory) {
         return abi.encodeWithSelector(IStepVerifier.WrongKind.selector, k, kind);
     }
@@ -107,11 +111,63 @@ contract StepVerifierRejectsTest is Judging {
         refused(w, noSuch(3, 2, 2));
     }
 
-    function test_a_value_in_the_padding() public {
+    function test_a_value_behind_the_end() public {
         prepare(1, readAdd);
         Witness memory w = witness(I32);
         w.page = bytes.concat(w.page, hex"00000000");
-        refused(w, abi.encodeWithSelector(ITrees.DataLength.selector, 12, 8));
+        refused(w, dataLength(12, 8));
+    }
+
+    /// Whoever commits to a page of another length than the shape's, and opens it truthfully.
+    function test_a_claimed_page_of_another_length() public {
+        bytes memory right = ops[claim.op];
+        ops[claim.op] = longer(right);
+        prepare(1, readAdd);
+        refused(witness(I32), dataLength(9, 8));
+        ops[claim.op] = shorter(right);
+        prepare(0, readAdd);
+        refused(witness(I32), dataLength(7, 8));
+    }
+
+    function test_a_read_page_of_another_length() public {
+        bytes memory right = ops[1];
+        ops[1] = longer(right);
+        prepare(1, readAdd);
+        refused(witness(I32), dataLength(9, 8));
+        ops[1] = shorter(right);
+        prepare(0, readAdd);
+        refused(witness(I32), dataLength(7, 8));
+    }
+
+    function readTableAndPrevious(uint256 i) internal {
+        readTable(0, i, 1, I32);
+        readPrevious(0, i, 1, I32);
+    }
+
+    function test_a_table_or_an_export_of_another_length() public {
+        d.operands = [operand(TABLE, I32, 0), operand(PREV, I32, 0), uint64(0), uint64(0)];
+        descriptors[claim.op] = describe(d, false);
+        bytes memory right = encode(list(3, 4), I32);
+        tables.push(right);
+        masks[1] = 1;
+        exported[1][17].push(encode(list(5, 6), I32));
+        prepare(1, readTableAndPrevious);
+        (int256 claimed, int256 computed) = judge(witness(I32));
+        assertEq(claimed, computed);
+        tables[0] = longer(right);
+        prepare(1, readTableAndPrevious);
+        refused(witness(I32), dataLength(9, 8));
+        tables[0] = shorter(right);
+        prepare(0, readTableAndPrevious);
+        refused(witness(I32), dataLength(7, 8));
+        tables[0] = right;
+        right = exported[1][17][0];
+        exported[1][17][0] = longer(right);
+        prepare(1, readTableAndPrevious);
+        refused(witness(I32), dataLength(9, 8));
+        exported[1][17][0] = shorter(right);
+        prepare(0, readTableAndPrevious);
+        refused(witness(I32), dataLength(7, 8));
     }
 
     function test_another_operators_descriptor() public {

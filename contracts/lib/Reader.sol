@@ -366,7 +366,8 @@ library Reader {
         Trees.done(proof, pos);
     }
 
-    /// @dev the same by what of `proof` begins at `pos` and ends before `end`
+    /// @dev the same by what of `proof` begins at `pos` and ends before `end`; `pagesRoot` refuses data of another length
+    /// than the shape's
     function pagesFrom(bytes calldata data, bytes32[] calldata proof, uint256 pos, Run memory r)
         private
         pure

@@ -86,7 +86,9 @@ library Trees {
         return keccak256(abi.encodePacked(TAG_OP_LIST, uint16(opRoots.length), opRoots));
     }
 
-    /// @notice the hashes of consecutive pages, the last one zero-padded
+    /// @notice the hashes of consecutive pages, each of its bytes alone
+    /// @dev A page's length is part of what is hashed, and never the prover's choice: callers compare `data.length` with
+    /// `pagesLength` of the shape before they compare a hash, or made the data themselves.
     function hashPages(bytes calldata data) internal pure returns (bytes32[] memory hashes) {
         uint256 pages = pageCount(data.length);
         hashes = new bytes32[](pages);
@@ -98,14 +100,9 @@ library Trees {
             let from := data.offset
             for { let to := add(hashes, 32) } left { to := add(to, 32) } {
                 let n := left
-                switch gt(n, PAGE)
-                case 1 { n := PAGE }
-                default {
-                    // calldatacopy from beyond the end of calldata writes zeros: the padding.
-                    calldatacopy(add(body, n), calldatasize(), sub(PAGE, n))
-                }
+                if gt(n, PAGE) { n := PAGE }
                 calldatacopy(body, from, n)
-                mstore(to, keccak256(free, 1025))
+                mstore(to, keccak256(free, add(n, 1)))
                 from := add(from, n)
                 left := sub(left, n)
             }

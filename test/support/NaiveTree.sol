@@ -57,8 +57,8 @@ library NaiveTree {
     function pageHashes(bytes memory data) internal pure returns (bytes32[] memory hashes) {
         hashes = new bytes32[]((data.length + 1023) / 1024);
         for (uint256 i; i < hashes.length; i++) {
-            bytes memory page = new bytes(1024);
             uint256 n = data.length - 1024 * i < 1024 ? data.length - 1024 * i : 1024;
+            bytes memory page = new bytes(n);
             assembly {
                 mcopy(add(page, 32), add(add(data, 32), mul(1024, i)), n)
             }

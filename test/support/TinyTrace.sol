@@ -70,7 +70,7 @@ contract TinyTrace {
         return TinyModel.WIDTH;
     }
 
-    function tensor(uint16 layer, uint32 row, uint16 op) public view returns (bytes memory data) {
+    function tensor(uint16 layer, uint32 row, uint16 op) public view virtual returns (bytes memory data) {
         uint32 n = elements(layer, row, op);
         // Each element is written with a whole word, the next one overwrites what is too much: room for the last.
         data = new bytes(4 * uint256(n) + 32);

@@ -4,10 +4,14 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use sworn_commit::{Lanes, Message, keccak_many};
+use sworn_commit::{Lanes, Message, keccak_many, trace};
 
 /// Bytes hashed per measurement.
 const BYTES: usize = 1 << 18;
+/// What a block of SmolLM2-135M exports at a position, in bytes: keys, their scales, values, the stream.
+const EXPORTS: [usize; 4] = [192, 12, 384, 2304];
+/// Its blocks.
+const BLOCKS: usize = 30;
 /// Measurements, of which the best counts: others may be using the machine.
 const RUNS: usize = 50;
 
@@ -45,6 +49,23 @@ fn main() {
         black_box(&out);
     });
     println!("a single page: {:.0} ns", one.as_secs_f64() * 1e9);
+
+    let (mut tensors, mut rest) = (Vec::new(), &data[..]);
+    for bytes in [EXPORTS; BLOCKS].as_flattened() {
+        let (tensor, later) = rest.split_at(*bytes);
+        tensors.push(tensor);
+        rest = later;
+    }
+    for rows in [BLOCKS, 4, 1] {
+        let time = best(|| {
+            out.clear();
+            for tensors in tensors.chunks(rows * EXPORTS.len()) {
+                trace::leaves(tensors, &vec![EXPORTS.len(); tensors.len() / EXPORTS.len()], &mut out);
+            }
+            black_box(&out);
+        });
+        println!("leaves of a position of SmolLM2-135M, {rows} rows at a time: {:.1} µs", time.as_secs_f64() * 1e6);
+    }
 }
 
 fn best(mut f: impl FnMut()) -> Duration {

@@ -49,28 +49,22 @@ pub fn keccak(parts: &[&[u8]]) -> Hash {
     h.finalize().into()
 }
 
-/// A message of [`keccak_many`]: `head`, then `body`, then zeros. Nothing of it is copied as a whole.
+/// A message of [`keccak_many`]: `head`, then `body`. Nothing of it is copied as a whole.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Message<'a> {
     head: &'a [u8],
     body: &'a [u8],
-    zeros: usize,
 }
 
 impl<'a> Message<'a> {
     /// `head ‖ body`.
     pub const fn new(head: &'a [u8], body: &'a [u8]) -> Self {
-        Message { head, body, zeros: 0 }
-    }
-
-    /// The message with its body padded with zeros to `body` bytes; a longer body stays as it is.
-    pub const fn padded(self, body: usize) -> Self {
-        Message { zeros: body.saturating_sub(self.body.len()), ..self }
+        Message { head, body }
     }
 
     /// Bytes of the message.
     pub const fn len(&self) -> usize {
-        self.head.len() + self.body.len() + self.zeros
+        self.head.len() + self.body.len()
     }
 
     /// Whether there are none.
@@ -79,16 +73,7 @@ impl<'a> Message<'a> {
     }
 
     pub(crate) fn hash(&self) -> Hash {
-        let mut h = Keccak256::new();
-        h.update(self.head);
-        h.update(self.body);
-        let mut zeros = self.zeros;
-        while zeros > 0 {
-            let now = zeros.min(RATE);
-            h.update(&NOTHING[..now]);
-            zeros -= now;
-        }
-        h.finalize().into()
+        keccak(&[self.head, self.body])
     }
 
     /// The block that begins at byte `at` of the padded message, and whether it is the last.
@@ -96,17 +81,13 @@ impl<'a> Message<'a> {
     where
         'a: 'b,
     {
-        let data = self.head.len() + self.body.len();
-        let len = data + self.zeros;
+        let len = self.len();
         let end = at + RATE;
-        if at >= self.head.len() && end <= data {
+        if at >= self.head.len() && end <= len {
             let from = at - self.head.len();
             if let Some(block) = self.body[from..].first_chunk() {
                 return (block, false);
             }
-        }
-        if at >= data && end <= len {
-            return (&NOTHING, false);
         }
         scratch.fill(0);
         copy(self.head, 0, at, scratch);
@@ -128,7 +109,8 @@ fn copy(part: &[u8], begin: usize, at: usize, block: &mut Block) {
     block[to..to + n].copy_from_slice(&part[skip..skip + n]);
 }
 
-/// Appends the hash of every message to `out`, in order.
+/// Appends the hash of every message to `out`, in order. Of messages that differ in length the long ones are best given first:
+/// the last to be finished are then finished together.
 pub fn keccak_many<'a>(messages: impl IntoIterator<Item = Message<'a>>, out: &mut Vec<Hash>) {
     Lanes::detect().keccak_many(messages, out);
 }

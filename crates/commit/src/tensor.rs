@@ -1,5 +1,7 @@
 //! Tensors in pages.
 
+use std::cmp::Reverse;
+
 use crate::{Hash, Message, Tree, keccak_many, tag, tree};
 
 /// Bytes of a page.
@@ -10,34 +12,48 @@ pub const fn pages(bytes: u64) -> u64 {
     bytes.div_ceil(PAGE as u64)
 }
 
-/// The pages of tensors, ready to be hashed; the last of each is padded with zeros.
+/// The pages of tensors, ready to be hashed; the last of each is as long as what remains.
 fn messages<'a>(tensors: &[&'a [u8]]) -> impl Iterator<Item = Message<'a>> {
     let pages = tensors.iter().flat_map(|t| t.chunks(PAGE));
-    pages.map(|page| Message::new(&[tag::PAGE], page).padded(PAGE))
+    pages.map(|page| Message::new(&[tag::PAGE], page))
 }
 
-/// Hash of one page; a page shorter than [`PAGE`] is padded with zeros.
+/// Hash of one page: its bytes as they are.
+///
+/// How many they are follows from the tensor's shape. Whoever compares this hash with a committed one has checked that
+/// first, or a page of another length would be as good as any.
 pub fn page_hash(page: &[u8]) -> Hash {
-    Message::new(&[tag::PAGE], page).padded(PAGE).hash()
+    Message::new(&[tag::PAGE], page).hash()
+}
+
+fn page_hashes(bytes: &[u8]) -> Vec<Hash> {
+    let mut hashes = Vec::with_capacity(bytes.len().div_ceil(PAGE));
+    keccak_many(messages(&[bytes]), &mut hashes);
+    hashes
 }
 
 /// The tree over a tensor's pages.
 pub fn tensor_tree(bytes: &[u8]) -> Tree {
-    let mut leaves = Vec::with_capacity(bytes.len().div_ceil(PAGE));
-    keccak_many(messages(&[bytes]), &mut leaves);
-    Tree::new(leaves)
+    Tree::new(page_hashes(bytes))
 }
 
 /// Root of [`tensor_tree`].
 pub fn tensor_root(bytes: &[u8]) -> Hash {
-    tensor_roots(&[bytes])[0]
+    tree::roots(page_hashes(bytes), &[bytes.len().div_ceil(PAGE)])[0]
 }
 
 /// [`tensor_root`] of many tensors, in order: several times faster than one by one.
 pub fn tensor_roots(tensors: &[&[u8]]) -> Vec<Hash> {
     let counts: Vec<usize> = tensors.iter().map(|t| t.len().div_ceil(PAGE)).collect();
-    let mut leaves = Vec::with_capacity(counts.iter().sum());
-    keccak_many(messages(tensors), &mut leaves);
+    // Pages of all lengths: full ones before scales of a few bytes, so that the hash function's lanes run dry together.
+    let mut pages: Vec<_> = messages(tensors).enumerate().collect();
+    pages.sort_by_key(|(_, page)| Reverse(page.len()));
+    let mut hashes = Vec::with_capacity(pages.len());
+    keccak_many(pages.iter().map(|(_, page)| *page), &mut hashes);
+    let mut leaves = vec![[0; 32]; pages.len()];
+    for ((i, _), hash) in pages.iter().zip(hashes) {
+        leaves[*i] = hash;
+    }
     tree::roots(leaves, &counts)
 }
 
@@ -60,8 +76,7 @@ mod tests {
 
     /// The definition, page by page.
     fn plain(bytes: &[u8]) -> Hash {
-        let mut row: Vec<Hash> =
-            bytes.chunks(PAGE).map(|page| keccak(&[&[tag::PAGE], page, &vec![0; PAGE - page.len()]])).collect();
+        let mut row: Vec<Hash> = bytes.chunks(PAGE).map(|page| keccak(&[&[tag::PAGE], page])).collect();
         row.resize(row.len().next_power_of_two(), tree::empty(0));
         while row.len() > 1 {
             row = row.chunks(2).map(|p| node(&p[0], &p[1])).collect();

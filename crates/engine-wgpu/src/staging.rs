@@ -3,6 +3,7 @@
 
 use cubecl::prelude::{CubeCount, CubeDim};
 use cubecl::server::Handle;
+use sworn_commit::tensor::PAGE;
 use sworn_commit::{Hash, trace, tree};
 use sworn_isa::Dtype;
 
@@ -14,8 +15,6 @@ use crate::loaded::Loaded;
 
 type Result<T> = std::result::Result<T, GpuError>;
 
-/// Words of a page.
-const PAGE_WORDS: usize = sworn_commit::tensor::PAGE / 4;
 /// Words of a hash.
 const HASH_WORDS: usize = 8;
 /// Tensors that one launch packs.
@@ -50,7 +49,8 @@ pub(crate) struct Staging {
     rows: usize,
     layers: Vec<Layer>,
     words: Buffer,
-    /// First word and number of words of each page.
+    /// First word, number of bytes and number of the hash of each page; pages of a length side by side, since neighbours
+    /// on the device take as long as the longest of them.
     pages: Buffer,
     constants: Buffer,
     hashes: Buffer,
@@ -61,7 +61,7 @@ impl Staging {
         let gpu = &loaded.gpu;
         let rows = rows as usize;
         let (mut layers, mut first) = (Vec::new(), 0);
-        let mut pages: Vec<i32> = Vec::new();
+        let mut pages: Vec<[i32; 3]> = Vec::new();
         for layer in 0..=loaded.model.layers() {
             let section = &loaded.sections[loaded.kind(layer)? as usize];
             let mut record = 0;
@@ -77,21 +77,23 @@ impl Staging {
             }
             for row in 0..rows {
                 for field in &fields {
-                    let (at, words) = (first + row * record + field.offset, field.bytes().div_ceil(4));
-                    for page in (0..words).step_by(PAGE_WORDS) {
-                        pages.extend([(at + page) as i32, PAGE_WORDS.min(words - page) as i32]);
+                    let (at, bytes) = (first + row * record + field.offset, field.bytes());
+                    for page in (0..bytes).step_by(PAGE) {
+                        let len = PAGE.min(bytes - page);
+                        pages.push([(at + page / 4) as i32, len as i32, pages.len() as i32]);
                     }
                 }
             }
             layers.push(Layer { fields, first, record });
             first += rows * record;
         }
+        pages.sort_by_key(|[_, len, _]| *len);
         Ok(Staging {
             rows,
             layers,
             words: gpu.empty(first)?,
-            hashes: gpu.empty(pages.len() / 2 * HASH_WORDS)?,
-            pages: gpu.upload(pages)?,
+            hashes: gpu.empty(pages.len() * HASH_WORDS)?,
+            pages: gpu.upload(pages.into_flattened())?,
             constants: gpu.upload(ROUND_CONSTANTS.iter().flat_map(|c| [*c as i32, (*c >> 32) as i32]).collect())?,
         })
     }
@@ -141,7 +143,7 @@ impl Staging {
 
     /// Queues the hashing of all pages.
     pub(crate) fn hash(&self, gpu: &Gpu) {
-        let pages = (self.pages.words() / 2) as u32;
+        let pages = (self.pages.words() / 3) as u32;
         // SAFETY: each unit reads one page of the table and writes that page's hash.
         unsafe {
             keccak::pages::launch_unchecked(
@@ -153,7 +155,6 @@ impl Staging {
                 self.constants.arg(),
                 self.hashes.arg(),
                 pages,
-                PAGE_WORDS as u32,
             )
         }
     }
@@ -202,7 +203,7 @@ impl Layout {
     /// The leaf of every row of every layer, layer by layer. `bytes` are all hashes.
     pub(crate) fn leaves(&self, bytes: &[u8]) -> Vec<Hash> {
         let hashes: Vec<Hash> = bytes.as_chunks::<{ 4 * HASH_WORDS }>().0.to_vec();
-        let pages = |fields: &[Field]| fields.iter().map(|f| f.bytes().div_ceil(4 * PAGE_WORDS)).collect::<Vec<_>>();
+        let pages = |fields: &[Field]| fields.iter().map(|f| f.bytes().div_ceil(PAGE)).collect::<Vec<_>>();
         let counts: Vec<usize> =
             self.layers.iter().flat_map(|(_, _, fields)| pages(fields).repeat(self.rows)).collect();
         let roots = tree::roots(hashes, &counts);

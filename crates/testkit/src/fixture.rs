@@ -14,6 +14,15 @@ const CACHED: usize = 2;
 /// Index of the case's operator.
 pub const OP: u16 = (INPUTS + CACHED) as u16;
 
+/// Which tensors of a run [`Fixture::spoilt`] changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The claimed one.
+    Claimed,
+    /// All that its elements are computed from: operators', cached ones, tables.
+    Inputs,
+}
+
 /// One case as a run of a one-block model.
 pub struct Fixture {
     /// The model's public side.
@@ -47,6 +56,12 @@ pub struct Fixture {
 impl Fixture {
     /// The run in which `case` happens and the operator's output is `claimed`.
     pub fn new(case: &Case, claimed: &[i64]) -> Self {
+        Fixture::spoilt(case, claimed, &|_, _| ())
+    }
+
+    /// [`Self::new`], but what is committed to are the tensors that `spoil` makes of the right ones: longer or shorter than
+    /// their shapes, say.
+    pub fn spoilt(case: &Case, claimed: &[i64], spoil: &dyn Fn(Part, &mut Vec<u8>)) -> Self {
         let d = case.descriptor;
         let head = d.opcode == Opcode::Select || d.opcode >= Opcode::Temper;
         let filler = |export| Descriptor {
@@ -83,6 +98,10 @@ impl Fixture {
             }
         }
         ops.push(encode(claimed, d.dtype));
+        for tensor in ops[..OP as usize].iter_mut().chain(cached.iter_mut().flatten()).chain(&mut tables) {
+            spoil(Part::Inputs, tensor);
+        }
+        spoil(Part::Claimed, &mut ops[OP as usize]);
         let section = Section { ops: vec![filler(false), filler(false), filler(true), filler(true), d] };
         let empty = Section { ops: vec![filler(true)] };
         let program =

@@ -31,7 +31,7 @@ pub enum What {
     Token,
     /// another model's answer
     Model,
-    /// an exported tensor whose page has bytes beyond its end: a commitment to nothing
+    /// an exported tensor with a byte beyond its end: a commitment to nothing
     Padding,
 }
 
@@ -168,7 +168,7 @@ struct Story {
     honest: TraceTree,
     /// Repeats the committed run.
     cpu: Cpu,
-    /// An exported operator whose root is that of a page with garbage padding.
+    /// An exported operator whose root is that of its tensor with a zero behind its end.
     padded: Option<(u16, u32, usize)>,
 }
 
@@ -340,12 +340,9 @@ fn roots(ops: &[Vec<u8>], padded: Option<(u16, u32, usize)>, layer: u16, row: u3
     if let Some((l, r, op)) = padded
         && (l, r) == (layer, row)
     {
-        // The tensor's page with something behind its end.
-        let mut page = ops[op].clone();
-        page.truncate(tensor::PAGE - 1);
-        page.push(1);
-        page.resize(tensor::PAGE, 0xAB);
-        roots[op] = tensor::page_hash(&page);
+        let mut longer = ops[op].clone();
+        longer.push(0);
+        roots[op] = tensor::tensor_root(&longer);
     }
     roots
 }
@@ -450,6 +447,12 @@ impl Conduct for Liar {
             computed.iter_mut().enumerate().for_each(|(i, b)| *b = b.wrapping_add(i as u8 | 1));
         }
         let story = self.story(job);
+        // What it committed to, which is longer than the shape says.
+        if let (Ok(story), TargetKind::Page) = (&story, target.kind)
+            && story.padded == Some((target.layer, target.row, target.op.into()))
+        {
+            computed.push(0);
+        }
         if let (Ok(story), TargetKind::OpList) = (&story, target.kind)
             && story.padded.is_some_and(|(l, r, _)| (l, r) == (target.layer, target.row))
             && let Ok(ops) = self.ops(job, &story.tokens, target.layer, target.row)

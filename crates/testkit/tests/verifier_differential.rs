@@ -14,7 +14,7 @@ use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
 use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, OperandData, cases};
 use sworn_testkit::devnet::runtime_code;
-use sworn_testkit::fixture::Fixture;
+use sworn_testkit::fixture::{Fixture, Part};
 
 const CASES: usize = 10_000;
 const VERIFIER: Address = Address::repeat_byte(0x11);
@@ -178,4 +178,43 @@ fn any_changed_byte_of_a_proof_is_rejected() {
         }
     }
     println!("{flips} changed proofs rejected");
+}
+
+/// A page's length is the shape's and nobody's choice: who commits to a tensor with a zero byte more, or without its last, and
+/// opens it truthfully, is rejected, whether it is the claimed tensor or one that the claim reads.
+#[test]
+fn tensors_of_another_length_are_rejected() {
+    let code = code();
+    type Spoil = fn(&mut Vec<u8>);
+    let spoils: [Spoil; 2] = [|tensor| tensor.push(0), |tensor| drop(tensor.pop())];
+    let mut rejected = [0; 2];
+    for opcode in Opcode::ALL {
+        let mut calls = Vec::new();
+        for case in cases(*opcode, 0x1e).take(60) {
+            let claimed = if case.selects() { vec![case.claimed] } else { case.expected.clone() };
+            let at = case.expected.len() as u32 - 1;
+            let (honest, ..) = call(&Fixture::new(&case, &claimed), at);
+            assert!(judge(&code, std::slice::from_ref(&honest))[0].is_some());
+            for (spoil, part) in spoils.iter().flat_map(|s| [(s, Part::Claimed), (s, Part::Inputs)]) {
+                let spoilt = |p, tensor: &mut Vec<u8>| if p == part { spoil(tensor) };
+                let fixture = Fixture::spoilt(&case, &claimed, &spoilt);
+                // Where the byte that is missing is read, no witness can be built.
+                if fixture.prove(at).is_err() {
+                    continue;
+                }
+                let (call, ..) = call(&fixture, at);
+                let lens = |w: &Witness| [&w.page].into_iter().chain(w.reads.iter().map(|r| &r.data)).map(Bytes::len).collect::<Vec<_>>();
+                // Another page of a tensor may be spoilt than the one that is read.
+                if lens(&call.witness) != lens(&honest.witness) {
+                    rejected[part as usize] += 1;
+                    calls.push(call);
+                }
+            }
+        }
+        for (call, got) in calls.iter().zip(judge(&code, &calls)) {
+            assert_eq!(got, None, "{opcode}: pages of a wrong length were accepted: {:?}", call.witness);
+        }
+    }
+    assert!(rejected.iter().all(|n| *n > 500), "{rejected:?}");
+    println!("{} claimed tensors and {} inputs of wrong lengths rejected", rejected[0], rejected[1]);
 }

@@ -15,7 +15,7 @@ fn bytes(n: usize, seed: u64) -> Vec<u8> {
 
 /// The definition: one hasher that sees the whole message.
 fn plain(m: &Message<'_>) -> Hash {
-    Keccak256::digest([m.head, m.body, &vec![0; m.zeros]].concat()).into()
+    Keccak256::digest([m.head, m.body].concat()).into()
 }
 
 fn check(messages: &[Message<'_>]) {
@@ -82,13 +82,13 @@ fn words_are_the_hash_of_seed_position_and_block() {
 proptest! {
     #[test]
     fn messages_of_any_shapes_hash_as_one_by_one(
-        shapes in prop::collection::vec((0usize..200, 0usize..1500, 0usize..1500, any::<u64>()), 0..40),
+        shapes in prop::collection::vec((0usize..200, 0usize..1500, any::<u64>()), 0..40),
     ) {
-        let data: Vec<_> = shapes.iter().map(|(h, b, z, seed)| (bytes(*h, *seed), bytes(*b, !seed), b + z)).collect();
-        let messages: Vec<_> = data.iter().map(|(h, b, z)| Message::new(h, b).padded(*z)).collect();
+        let data: Vec<_> = shapes.iter().map(|(h, b, seed)| (bytes(*h, *seed), bytes(*b, !seed))).collect();
+        let messages: Vec<_> = data.iter().map(|(h, b)| Message::new(h, b)).collect();
         check(&messages);
-        for (m, (h, b, z)) in messages.iter().zip(&data) {
-            prop_assert_eq!(m.len(), h.len() + b.len().max(*z));
+        for (m, (h, b)) in messages.iter().zip(&data) {
+            prop_assert_eq!(m.len(), h.len() + b.len());
         }
     }
 }

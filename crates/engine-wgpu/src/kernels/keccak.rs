@@ -119,8 +119,9 @@ fn page_word(tensors: &[u32], at: u32, words: u32, w: u32) -> u32 {
     value
 }
 
-/// The hashes of pages: keccak-256 of a zero byte, the page, and zeros up to `page_words`. One unit per page. `table` holds
-/// each page's first word and number of words, `constants` the rounds' constants as pairs.
+/// The hashes of pages: keccak-256 of a zero byte and the page. One unit per page. `table` holds each page's first word, its
+/// number of bytes and the number of its hash, `constants` the rounds' constants as pairs. What of a page's last word is no
+/// longer the page is zero.
 #[cube(launch_unchecked)]
 pub(crate) fn pages(
     tensors: &[u32],
@@ -128,13 +129,14 @@ pub(crate) fn pages(
     constants: &[u32],
     hashes: &mut [u32],
     n: u32,
-    #[comptime] page_words: u32,
 ) {
     // Two dimensions, since one holds at most 65,535 cubes.
     let i = CUBE_POS_Y * (CUBE_COUNT_X * CUBE_DIM_X) + ABSOLUTE_POS_X;
     if i < n {
-        let at = table[(2u32 * i) as usize];
-        let words = table[(2u32 * i + 1u32) as usize];
+        let at = table[(3u32 * i) as usize];
+        let bytes = table[(3u32 * i + 1u32) as usize];
+        let hash = table[(3u32 * i + 2u32) as usize];
+        let words = (bytes + 3u32) / 4u32;
         let mut low = Array::<u32>::new(25usize);
         let mut high = Array::<u32>::new(25usize);
         #[unroll]
@@ -144,7 +146,9 @@ pub(crate) fn pages(
         }
         // The message is a byte longer than the page, so its word w holds the last byte of the page's word w − 1 and the
         // first three of word w. Behind it comes the byte 1, and 128 is the last one of the last block.
-        let blocks = comptime!((4 * page_words + 1) / 136 + 1);
+        let blocks = (bytes + 1u32) / 136u32 + 1u32;
+        let end = (bytes + 1u32) / 4u32;
+        let one = 1u32 << (8u32 * ((bytes + 1u32) % 4u32));
         let mut before = 0u32;
         for block in 0..blocks {
             #[unroll]
@@ -155,11 +159,11 @@ pub(crate) fn pages(
                 let mut a = (before >> 24u32) | (first << 8u32);
                 let mut b = (first >> 24u32) | (second << 8u32);
                 before = second;
-                if w == page_words {
-                    a = a | 256u32;
+                if w == end {
+                    a = a | one;
                 }
-                if w + 1u32 == page_words {
-                    b = b | 256u32;
+                if w + 1u32 == end {
+                    b = b | one;
                 }
                 if comptime!(lane == 16) {
                     if block == blocks - 1u32 {
@@ -175,8 +179,8 @@ pub(crate) fn pages(
         #[unroll]
         for lane in 0..4u32 {
             let l = comptime!(lane as usize);
-            hashes[(8u32 * i + comptime!(2 * lane)) as usize] = low[l];
-            hashes[(8u32 * i + comptime!(2 * lane + 1)) as usize] = high[l];
+            hashes[(8u32 * hash + comptime!(2 * lane)) as usize] = low[l];
+            hashes[(8u32 * hash + comptime!(2 * lane + 1)) as usize] = high[l];
         }
     }
 }
