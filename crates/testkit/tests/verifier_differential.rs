@@ -196,14 +196,20 @@ fn tensors_of_another_length_are_rejected() {
             let (honest, ..) = call(&Fixture::new(&case, &claimed), at);
             assert!(judge(&code, std::slice::from_ref(&honest))[0].is_some());
             for (spoil, part) in spoils.iter().flat_map(|s| [(s, Part::Claimed), (s, Part::Inputs)]) {
-                let spoilt = |p, tensor: &mut Vec<u8>| if p == part { spoil(tensor) };
+                let spoilt = |p, tensor: &mut Vec<u8>| {
+                    if p == part {
+                        spoil(tensor)
+                    }
+                };
                 let fixture = Fixture::spoilt(&case, &claimed, &spoilt);
                 // Where the byte that is missing is read, no witness can be built.
                 if fixture.prove(at).is_err() {
                     continue;
                 }
                 let (call, ..) = call(&fixture, at);
-                let lens = |w: &Witness| [&w.page].into_iter().chain(w.reads.iter().map(|r| &r.data)).map(Bytes::len).collect::<Vec<_>>();
+                let lens = |w: &Witness| {
+                    [&w.page].into_iter().chain(w.reads.iter().map(|r| &r.data)).map(Bytes::len).collect::<Vec<_>>()
+                };
                 // Another page of a tensor may be spoilt than the one that is read.
                 if lens(&call.witness) != lens(&honest.witness) {
                     rejected[part as usize] += 1;

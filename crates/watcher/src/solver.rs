@@ -7,8 +7,8 @@
 //! differing node ends at the first differing (layer, row); everything that this row reads is equal in both. Its operator
 //! list, once posted, differs first at some operator whose inputs are all equal, and a walk down that tensor's pages ends at
 //! the first differing element. Every step needs at most one answer. So each call yields a move that brings the walk forward,
-//! a wait for somebody's deadline, a timeout, or a proof. A commitment to something that is no tensor (padding that is not
-//! zero, a node in the empty part of a tree) has no answer that the contract accepts, so it ends in a timeout.
+//! a wait for somebody's deadline, a timeout, or a proof. A commitment to something that is no tensor (a page of
+//! another length than the shape's, a node in the empty part of a tree) has no answer that the contract accepts, so it ends in a timeout.
 
 use std::collections::HashMap;
 

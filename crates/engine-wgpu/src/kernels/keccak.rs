@@ -123,13 +123,7 @@ fn page_word(tensors: &[u32], at: u32, words: u32, w: u32) -> u32 {
 /// number of bytes and the number of its hash, `constants` the rounds' constants as pairs. What of a page's last word is no
 /// longer the page is zero.
 #[cube(launch_unchecked)]
-pub(crate) fn pages(
-    tensors: &[u32],
-    table: &[u32],
-    constants: &[u32],
-    hashes: &mut [u32],
-    n: u32,
-) {
+pub(crate) fn pages(tensors: &[u32], table: &[u32], constants: &[u32], hashes: &mut [u32], n: u32) {
     // Two dimensions, since one holds at most 65,535 cubes.
     let i = CUBE_POS_Y * (CUBE_COUNT_X * CUBE_DIM_X) + ABSOLUTE_POS_X;
     if i < n {
