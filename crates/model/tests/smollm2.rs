@@ -13,10 +13,10 @@ use sworn_model::{
 
 /// The id of SmolLM2-135M-Instruct, Q4_1, as imported by default. Another value means that a node which imported the same
 /// file can no longer serve those who did so before: change it only on purpose.
-const MODEL_ID: &str = "bb8ed0997999ea3d26dc99597d18278d02bb0c58141418b6110252ffdf58d579";
+const MODEL_ID: &str = "553ac439a08458070fda9a88a19e8b0f12c6f25b1cfdabf92376a8eb7604b331";
 
 /// The same with `weights: int8` and without sampling, as the executable simulation of the arithmetic has it.
-const INT8_ID: &str = "ac91fafb93c5905fb2bf0df5298511211ef1fc4d90cf81a61f6a10ecb331379c";
+const INT8_ID: &str = "6fc7ed7197cb07cd11ed7c1fe7d710a82ecd87f73cc43e5cda0057eb7d4a4be9";
 
 /// What the executable simulation of the arithmetic gives for a prompt.
 #[derive(Deserialize)]
