@@ -208,7 +208,7 @@ fn tensors_of_another_length_are_rejected() {
                 }
                 let (call, ..) = call(&fixture, at);
                 let lens = |w: &Witness| {
-                    [&w.page].into_iter().chain(w.reads.iter().map(|r| &r.data)).map(Bytes::len).collect::<Vec<_>>()
+                    [&w.page].into_iter().chain(w.reads.iter().map(|r| &r.data)).map(|b| b.len()).collect::<Vec<_>>()
                 };
                 // Another page of a tensor may be spoilt than the one that is read.
                 if lens(&call.witness) != lens(&honest.witness) {
