@@ -10,6 +10,8 @@ use sworn_isa::fixed::{CL, bitlen, exp2neg, shift, soft_cap, soft_cap_exponent};
 
 use crate::simd::{PAD, Simd};
 
+pub(crate) mod parts;
+
 /// What every query at one position attends to.
 #[derive(Clone, Copy)]
 pub(crate) struct Context<'a> {
@@ -42,6 +44,17 @@ impl Context<'_> {
             keys: &self.keys[positions * self.kv * self.key_width..],
             key_scales: &self.key_scales[2 * positions * self.kv..],
             values: &self.values[positions * self.kv * self.value_width..],
+            ..self
+        }
+    }
+
+    /// The first positions.
+    fn until(self, positions: usize) -> Self {
+        let n = positions * self.kv;
+        Context {
+            keys: &self.keys[..n * self.key_width],
+            key_scales: &self.key_scales[..2 * n],
+            values: &self.values[..n * self.value_width],
             ..self
         }
     }
@@ -189,7 +202,7 @@ impl<'a, 'o> Unit<'a, 'o> {
     #[inline(always)]
     fn weigh(&mut self, skip: usize, scratch: &mut Scratch, simd: Simd) {
         let c = self.context.after(skip);
-        let Scratch { s, e, sums, .. } = scratch;
+        let Scratch { s, e, .. } = &mut *scratch;
         let n = c.keys.len() / (c.kv * c.key_width);
         e.resize(s.len(), 0);
         for (row, (s, e)) in self.rows.iter().zip(s.chunks_exact(n).zip(e.chunks_exact_mut(n))) {
@@ -197,12 +210,20 @@ impl<'a, 'o> Unit<'a, 'o> {
             later.fill(0);
             probabilities(&s[..e.len()], c.table, e, simd);
         }
-        sums.resize(self.rows.len() * c.value_width, 0);
-        let (values, stride) = (&c.values[self.from * c.value_width..], c.kv * c.value_width);
-        simd.mix(e, n, values, stride, c.value_width, sums);
-        for (row, sums) in self.rows.iter_mut().zip(sums.chunks_exact(c.value_width)) {
+        self.mix(skip, scratch, simd);
+        for (row, sums) in self.rows.iter_mut().zip(scratch.sums.chunks_exact(c.value_width)) {
             row.out.copy_from_slice(sums);
         }
+    }
+
+    /// The values after the first `skip` by the rows' probabilities.
+    #[inline(always)]
+    fn mix(&self, skip: usize, scratch: &mut Scratch, simd: Simd) {
+        let c = self.context.after(skip);
+        let n = c.keys.len() / (c.kv * c.key_width);
+        scratch.sums.resize(self.rows.len() * c.value_width, 0);
+        let (values, stride) = (&c.values[self.from * c.value_width..], c.kv * c.value_width);
+        simd.mix(&scratch.e, n, values, stride, c.value_width, &mut scratch.sums);
     }
 }
 
@@ -221,8 +242,17 @@ fn largest(s: &[i32]) -> i32 {
 #[inline(always)]
 fn probabilities(s: &[i32], table: &[u16], e: &mut [u16], simd: Simd) {
     simd.exp(s, largest(s), table, e);
-    let z = e.iter().fold(0u32, |z, e| z.wrapping_add(u32::from(*e)));
-    // `fixed::prob` with the reciprocal taken out of the loop.
+    normalise(e, total(e));
+}
+
+#[inline(always)]
+fn total(e: &[u16]) -> u32 {
+    e.iter().fold(0u32, |z, e| z.wrapping_add(u32::from(*e)))
+}
+
+/// `PROB`: `fixed::prob` with the reciprocal taken out of the loop.
+#[inline(always)]
+fn normalise(e: &mut [u16], z: u32) {
     let l = bitlen(z);
     let r = (1u32 << 31).checked_div(shift(z, l - 16)).unwrap_or(0);
     let half = if l == 0 { 0 } else { 1u32 << (l - 1) };
@@ -241,6 +271,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::{Input, apply};
+    use crate::team::Team;
     use crate::tensor::{OpTensor, View};
 
     /// The operators one after another, in full; the last slab of `MIX`.
@@ -302,14 +333,6 @@ mod tests {
         last(&o, inner as usize)
     }
 
-    impl Context<'_> {
-        fn until(self, t: u32) -> Self {
-            let n = self.kv * (t as usize + 1);
-            let (keys, values) = (&self.keys[..n * self.key_width], &self.values[..n * self.value_width]);
-            Context { keys, values, key_scales: &self.key_scales[..2 * n], ..self }
-        }
-    }
-
     /// No window, a usual one, or one that hides everything.
     fn windows() -> impl Strategy<Value = Option<usize>> {
         prop_oneof![1 => Just(None), 1 => Just(Some(0)), 1 => Just(Some(1)), 4 => (2usize..140).prop_map(Some)]
@@ -358,7 +381,8 @@ mod tests {
             };
             // Consecutive positions, of which t is the last.
             let positions = t + 1 - queries..=t;
-            let want: Vec<_> = positions.clone().zip(&q).map(|(t, q)| step_by_step(&c.until(t), q, &q_scales, t)).collect();
+            let want: Vec<_> = positions.clone().zip(&q).map(|(t, q)| step_by_step(&c.until(t as usize + 1), q, &q_scales, t)).collect();
+            let teams = [1, 2, 5].map(|n| Team::new(n).unwrap());
             for simd in Simd::all() {
                 for together in [1, shared] {
                     let mut out: Vec<_> = want.iter().map(|w| vec![7; w.len()]).collect();
@@ -366,6 +390,14 @@ mod tests {
                     let queries = queries.map(|((position, q), out)| Query { position, q, scales: &q_scales, out });
                     Unit::split(c, queries, together).for_each(|u| u.run(simd));
                     prop_assert_eq!(&out, &want, "{} {}", simd.name(), together);
+                }
+                if window.is_none() {
+                    for team in &teams {
+                        let (position, mut out) = (t, vec![7; want[0].len()]);
+                        let query = Query { position, q: &q[q.len() - 1], scales: &q_scales, out: &mut out };
+                        parts::attend(c, query, team, simd);
+                        prop_assert_eq!(&out, &want[want.len() - 1], "{} {}", simd.name(), team.threads());
+                    }
                 }
             }
         }

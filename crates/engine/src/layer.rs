@@ -6,7 +6,7 @@ use sworn_isa::{Descriptor, Opcode, Operand, OperandKind, RowFormat, SectionKind
 use sworn_model::Model;
 
 use crate::activation::{Activation, Forms, Kernel};
-use crate::attention::{Cap, Context, Query, Unit};
+use crate::attention::{Cap, Context, Query, Unit, parts};
 use crate::kernels::{Input, Inputs, Mismatch, apply_into};
 use crate::linear::{self, Job, Matrix, Scale};
 use crate::packed::{Packed, Packs};
@@ -324,7 +324,7 @@ impl<'a> Executor<'a> {
     /// The matrix rearranged, where there are instructions for that.
     fn packed(&self, layer: u16, d: &Descriptor, operand: usize, m: &Matrix<'_>) -> Option<&'a Packed> {
         let number = Model::resolve(&d.operands[operand], layer);
-        if self.simd.has_blocks() { self.packs.get(number, m, self.team) } else { None }
+        if self.simd.has_blocks() { self.packs.get(number, m, self.team, self.simd) } else { None }
     }
 
     fn linear(&self, layer: u16, kind: SectionKind, group: &Linears, lanes: &mut [Lane<'_>]) -> Result<()> {
@@ -410,13 +410,14 @@ impl<'a> Executor<'a> {
         let (cap, window) = (cap.transpose()?, window.transpose()?);
         let batch: usize = lanes.iter().map(|l| l.slots.len()).sum();
         // Splitting by single heads balances better than by key/value heads; sharing a key between heads is cheaper.
-        let together = if batch < 2 * self.team.threads() { 1 } else { shared };
+        let threads = self.team.threads();
+        let together = if threads > 1 && batch < 2 * threads { 1 } else { shared };
         let mut units = Vec::with_capacity(batch * heads / together);
         for Lane { slots, cache, .. } in lanes.iter_mut() {
             let longest = slots.last().map_or(1, |s| s.position as usize + 1);
             let rows = (SCORES / longest).clamp(1, ROWS);
             // Enough units that threads finish together.
-            let fair = (slots.len() * kv).div_ceil(4 * self.team.threads());
+            let fair = (slots.len() * kv).div_ceil(4 * threads);
             for slots in slots.chunks_mut((rows / together).clamp(1, fair.max(1))) {
                 let n = slots.last().map_or(1, |s| s.position as usize + 1);
                 let cached = |d: &Descriptor, k: usize| {
@@ -439,6 +440,10 @@ impl<'a> Executor<'a> {
                     let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
                     out.resize(mix.inner as usize, 0);
                     queries.push(Query { position: slot.position, q, scales, out });
+                }
+                if queries.len() == 1 && batch < 2 * threads && parts::pays(n, window, self.team) {
+                    queries.into_iter().for_each(|q| parts::attend(context, q, self.team, self.simd));
+                    continue;
                 }
                 units.extend(Unit::split(context, queries.into_iter(), together));
             }

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use sworn_isa::{GROUP, RowFormat};
 
 use crate::linear::Matrix;
+use crate::simd::Simd;
 use crate::team::Team;
 
 /// Rows of a block.
@@ -62,7 +63,7 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    pub(crate) fn new(m: &Matrix<'_>, team: &Team) -> Self {
+    pub(crate) fn new(m: &Matrix<'_>, team: &Team, simd: Simd) -> Self {
         let layout = Layout::new(m.format(), m.columns());
         let len = layout.stride * m.rows().div_ceil(BLOCK);
         let mut bytes = vec![0; len + LINE - 1];
@@ -71,7 +72,7 @@ impl Packed {
         let parts = bytes[from..][..len].chunks_mut(layout.stride * TOGETHER).enumerate();
         team.each(parts, |(i, part)| {
             for (j, block) in part.chunks_exact_mut(layout.stride).enumerate() {
-                fill(m, &layout, BLOCK * (TOGETHER * i + j), block);
+                fill(m, &layout, BLOCK * (TOGETHER * i + j), block, simd);
             }
         });
         Packed { layout, rows: m.rows(), columns: m.columns(), pair: m.pair(), bytes, from }
@@ -89,8 +90,9 @@ impl Packed {
     }
 }
 
-fn fill(m: &Matrix<'_>, layout: &Layout, first: usize, block: &mut [u8]) {
+fn fill(m: &Matrix<'_>, layout: &Layout, first: usize, block: &mut [u8], simd: Simd) {
     let groups = m.columns() / GROUP;
+    let mut elements_of = [&[][..]; BLOCK];
     for r in 0..BLOCK.min(m.rows().saturating_sub(first)) {
         let (Some(row), Some(scale)) = (m.data(first + r), m.scale(first + r)) else { continue };
         block[2 * r..][..2].copy_from_slice(&(scale.m as u16).to_le_bytes());
@@ -109,10 +111,9 @@ fn fill(m: &Matrix<'_>, layout: &Layout, first: usize, block: &mut [u8]) {
                 *to = [m[1], m[0]];
             }
         }
-        for (to, w) in block[layout.weights + 4 * r..].chunks_mut(4 * BLOCK).zip(elements.chunks(4)) {
-            to[..w.len()].copy_from_slice(w);
-        }
+        elements_of[r] = elements;
     }
+    simd.interleave(elements_of, &mut block[layout.weights..]);
 }
 
 /// A model's matrices, each rearranged when it is first multiplied.
@@ -126,7 +127,7 @@ impl Packs {
     }
 
     /// Matrix number `i`, which is `m`; `None` if it was rearranged with another of its scale pairs.
-    pub(crate) fn get(&self, i: usize, m: &Matrix<'_>, team: &Team) -> Option<&Packed> {
-        Some(self.0.get(i)?.get_or_init(|| Packed::new(m, team))).filter(|p| p.fits(m))
+    pub(crate) fn get(&self, i: usize, m: &Matrix<'_>, team: &Team, simd: Simd) -> Option<&Packed> {
+        Some(self.0.get(i)?.get_or_init(|| Packed::new(m, team, simd))).filter(|p| p.fits(m))
     }
 }

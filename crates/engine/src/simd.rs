@@ -180,6 +180,17 @@ impl Simd {
         }
     }
 
+    /// Four bytes of each of sixteen rows after four of the row before, as [`crate::packed::Layout::weights`] has them; zeros
+    /// beyond a row's end.
+    pub(crate) fn interleave(self, rows: [&[u8]; BLOCK], out: &mut [u8]) {
+        match self.0 {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::blocks::interleave(rows, out) },
+            _ => scalar::interleave(rows, out),
+        }
+    }
+
     /// The rows of a block of [`crate::packed`] times P vectors of one width, requantised; each `outs` takes as many rows as it
     /// is long. Does nothing where [`Self::has_blocks`] is false.
     #[inline]

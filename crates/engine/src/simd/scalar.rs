@@ -93,6 +93,18 @@ pub(super) fn unpack(rows: [&[u8]; BLOCK], nibbles: bool, out: &mut [i16]) {
     }
 }
 
+/// See [`super::Simd::interleave`].
+pub(super) fn interleave(rows: [&[u8]; BLOCK], out: &mut [u8]) {
+    for (j, out) in out.as_chunks_mut::<{ 4 * BLOCK }>().0.iter_mut().enumerate() {
+        for (out, row) in out.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+            let four = row.get(4 * j..).unwrap_or_default();
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = four.get(i).copied().unwrap_or(0);
+            }
+        }
+    }
+}
+
 #[inline(always)]
 pub(super) fn exp(s: &[i32], max: i32, table: &[u16], out: &mut [u16]) {
     out.iter_mut().zip(s).for_each(|(o, s)| *o = exp2neg(max.wrapping_sub(*s) as u32, table) as u16);

@@ -123,7 +123,7 @@ fn requantised(m: &Matrix<'_>, sums: &[i64], a: Scale) -> Vec<i32> {
 
 /// Every number of vectors at once.
 fn blocks(m: &Matrix<'_>, acts: &[Activation], r: &mut Random) -> Result<(), TestCaseError> {
-    let packed = Packed::new(m, &Team::new(2).unwrap());
+    let packed = Packed::new(m, &Team::new(2).unwrap(), Simd::detect());
     let scales: Vec<Scale> =
         acts.iter().map(|_| Scale { m: r.within(0, 65535, true) as u32, e: r.within(-60, 30, false) as i32 }).collect();
     let want: Vec<Vec<i32>> = acts.iter().zip(&scales).map(|(a, s)| requantised(m, &sums(m, a), *s)).collect();
@@ -339,6 +339,20 @@ proptest! {
             prop_assert_eq!(&got, &want, "{}", simd.name());
             got.chunks_exact_mut(n).for_each(|s| simd.scale(s, scale, &km, &ke));
             prop_assert_eq!(&got, &scaled, "{}", simd.name());
+        }
+    }
+
+    #[test]
+    fn every_level_interleaves_alike(n in 1usize..300, rows in 0usize..17, seed: u64) {
+        let mut r = Random(seed | 1);
+        let bytes: Vec<Vec<u8>> = (0..rows).map(|_| (0..n).map(|_| r.next() as u8).collect()).collect();
+        let rows = std::array::from_fn(|i| bytes.get(i).map_or(&[][..], |b| b));
+        let all = n.div_ceil(4) * 4 * BLOCK;
+        let want: Vec<u8> = (0..all).map(|i| rows[i / 4 % BLOCK].get(i / 64 * 4 + i % 4).copied().unwrap_or(0)).collect();
+        for simd in Simd::all() {
+            let mut got = vec![1; all];
+            simd.interleave(rows, &mut got);
+            prop_assert_eq!(&got, &want, "{}", simd.name());
         }
     }
 

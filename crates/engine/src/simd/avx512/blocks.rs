@@ -47,6 +47,19 @@ pub(in crate::simd) fn block<const P: usize>(
     }
 }
 
+/// See [`crate::simd::Simd::interleave`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2")]
+pub(in crate::simd) fn interleave(rows: [&[u8]; BLOCK], out: &mut [u8]) {
+    for (i, out) in out.chunks_mut(16 * 64).enumerate() {
+        let mut v = rows.map(|row| super::bytes(row, 64 * i));
+        super::transpose(&mut v);
+        for (v, out) in v.iter().zip(out.as_chunks_mut::<64>().0) {
+            // SAFETY: sixty-four bytes are there.
+            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), *v) };
+        }
+    }
+}
+
 /// 64-bit sums of the rows 0, 2, … and 1, 3, ….
 type Sums = (__m512i, __m512i);
 
