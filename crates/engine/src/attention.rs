@@ -179,7 +179,7 @@ impl<'a, 'o> Unit<'a, 'o> {
             q.resize(q.len() + padded - c.key_width, 0);
         }
         s.resize(self.rows.len() * n, 0);
-        simd.products(q, padded, &c.keys[self.from * c.key_width..], c.kv * c.key_width, c.key_width, n, s);
+        simd.products(q, &c.keys[self.from * c.key_width..], c.kv * c.key_width, c.key_width, s);
         km.resize(n, 0);
         ke.resize(n, 0);
         let scales = c.key_scales.as_chunks::<2>().0.get(self.from..).unwrap_or_default();

@@ -409,9 +409,10 @@ impl<'a> Executor<'a> {
         });
         let (cap, window) = (cap.transpose()?, window.transpose()?);
         let batch: usize = lanes.iter().map(|l| l.slots.len()).sum();
-        // Splitting by single heads balances better than by key/value heads; sharing a key between heads is cheaper.
+        // Splitting by single heads balances better, but where keys are rearranged sharing them between heads is far cheaper.
         let threads = self.team.threads();
-        let together = if threads > 1 && batch < 2 * threads { 1 } else { shared };
+        let single = threads > 1 && batch < 2 * threads && !self.simd.has_blocks();
+        let together = if single { 1 } else { shared };
         let mut units = Vec::with_capacity(batch * heads / together);
         for Lane { slots, cache, .. } in lanes.iter_mut() {
             let longest = slots.last().map_or(1, |s| s.position as usize + 1);

@@ -271,29 +271,21 @@ impl Simd {
         }
     }
 
-    /// `s[r·(s.len() / R) + j] = Σ_d q[r·padded + d]·keys[j·stride + d]` for n positions and d < `width`: the dot products of
-    /// R = q.len() / padded queries. `padded` is the width rounded up to [`PAD`].
+    /// `s[r·n + j] = Σ_d q[r·padded + d]·keys[j·stride + d]` for d < `width`: the dot products of R queries with n keys, where
+    /// `padded` is the width rounded up to [`PAD`], R = q.len() / padded and n = s.len() / R.
     #[inline]
-    pub(crate) fn products(
-        self,
-        q: &[i8],
-        padded: usize,
-        keys: &[i8],
-        stride: usize,
-        width: usize,
-        n: usize,
-        s: &mut [i32],
-    ) {
+    pub(crate) fn products(self, q: &[i8], keys: &[i8], stride: usize, width: usize, s: &mut [i32]) {
         match self.0 {
             // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::attention::products(q, padded, keys, stride, width, n, s) },
+            Level::Avx512 => unsafe { avx512::attention::products(q, keys, stride, width, s) },
             _ => {
-                let each = s.len() / (q.len() / padded).max(1);
-                for (q, s) in q.chunks_exact(padded).zip(s.chunks_exact_mut(each.max(1))) {
+                let padded = width.next_multiple_of(PAD);
+                let n = s.len() / (q.len() / padded).max(1);
+                for (q, s) in q.chunks_exact(padded).zip(s.chunks_exact_mut(n.max(1))) {
                     let q: Vec<i16> = q[..width].iter().map(|q| i16::from(*q)).collect();
                     let key = |j: usize| &keys[j * stride..][..width];
-                    let (fours, rest) = s[..n].as_chunks_mut::<4>();
+                    let (fours, rest) = s.as_chunks_mut::<4>();
                     for (j, s) in fours.iter_mut().enumerate() {
                         let mut acc = [[0]; 4];
                         self.tile(std::array::from_fn(|i| key(4 * j + i)), [&q], &mut acc);

@@ -5,6 +5,7 @@ use std::arch::x86_64::*;
 use sworn_isa::fixed::CL;
 
 use super::{exp2neg, transpose, words};
+use crate::simd::PAD;
 
 /// Positions whose values are added up for one strip after another while a cache holds them.
 const POSITIONS: usize = 256;
@@ -13,25 +14,17 @@ const ROWS: usize = 8;
 
 /// See [`crate::simd::Simd::products`]: sixteen keys at a time, one per lane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2")]
-pub(in crate::simd) fn products(
-    q: &[i8],
-    padded: usize,
-    keys: &[i8],
-    stride: usize,
-    width: usize,
-    n: usize,
-    s: &mut [i32],
-) {
-    assert!(padded >= width.next_multiple_of(64) && q.len().is_multiple_of(padded) && n <= s.len());
+pub(in crate::simd) fn products(q: &[i8], keys: &[i8], stride: usize, width: usize, s: &mut [i32]) {
+    let padded = width.next_multiple_of(PAD);
     let rows = q.len() / padded;
-    if rows == 0 || n == 0 {
+    if rows == 0 || s.is_empty() {
         return;
     }
-    let each = s.len() / rows;
-    assert!(each >= n);
+    let n = s.len() / rows;
     let flip = _mm512_set1_epi8(i8::MIN);
     // What 128, added to every element of a key, adds.
-    let excess = |r: usize| q[r * padded..][..width].iter().fold(0i32, |a, q| a - 128 * i32::from(*q));
+    let sum = |q: &[i8]| q.iter().fold(0i32, |a, q| a.wrapping_add(i32::from(*q)));
+    let excess: Vec<i32> = q.chunks_exact(padded).map(|q| sum(&q[..width]).wrapping_mul(-128)).collect();
     for j in (0..n).step_by(16) {
         let here = 16.min(n - j);
         let mask = ((1u32 << here) - 1) as u16;
@@ -51,9 +44,9 @@ pub(in crate::simd) fn products(
                 let some = ROWS.min(rows - r);
                 for (i, from) in from.iter_mut().enumerate().take(some) {
                     *from = match d {
-                        0 => _mm512_set1_epi32(excess(r + i)),
-                        // SAFETY: the mask keeps the read within this row of `s`, which has `each` ≥ n elements.
-                        _ => unsafe { _mm512_maskz_loadu_epi32(mask, s[(r + i) * each + j..].as_ptr()) },
+                        0 => _mm512_set1_epi32(excess[r + i]),
+                        // SAFETY: the mask keeps the read within this row of `s`, which has n elements.
+                        _ => unsafe { _mm512_maskz_loadu_epi32(mask, s[(r + i) * n + j..].as_ptr()) },
                     };
                 }
                 let q = &q[r * padded + d..];
@@ -67,7 +60,7 @@ pub(in crate::simd) fn products(
                 let done = if (4..8).contains(&some) { 4 } else { some };
                 for (i, sums) in from.iter().enumerate().take(done) {
                     // SAFETY: as above.
-                    unsafe { _mm512_mask_storeu_epi32(s[(r + i) * each + j..].as_mut_ptr(), mask, *sums) };
+                    unsafe { _mm512_mask_storeu_epi32(s[(r + i) * n + j..].as_mut_ptr(), mask, *sums) };
                 }
                 r += done;
             }
@@ -80,13 +73,15 @@ pub(in crate::simd) fn products(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2")]
 fn dots<const R: usize>(v: &[__m512i; 16], q: &[i8], padded: usize, sums: &mut [__m512i; ROWS]) {
     let q: [&[i8; 64]; R] = std::array::from_fn(|r| q[r * padded..].first_chunk().unwrap_or(&[0; 64]));
+    let mut acc: [__m512i; R] = std::array::from_fn(|r| sums[r]);
     for (t, v) in v.iter().enumerate() {
         for r in 0..R {
             // SAFETY: t < 16 dwords are there.
             let four = unsafe { q[r].as_ptr().cast::<i32>().add(t).read_unaligned() };
-            sums[r] = _mm512_dpbusd_epi32(sums[r], *v, _mm512_set1_epi32(four));
+            acc[r] = _mm512_dpbusd_epi32(acc[r], *v, _mm512_set1_epi32(four));
         }
     }
+    sums[..R].copy_from_slice(&acc);
 }
 
 /// See [`crate::simd::Simd::scale`].
@@ -227,16 +222,16 @@ pub(in crate::simd) fn mix(p: &[u16], n: usize, values: &[i16], stride: usize, w
         let here = POSITIONS.min(n - from);
         let values = &values[from * stride..];
         for d in (0..whole).step_by(32) {
-            let mut h = 0;
+            let (values, mut h) = (&values[d..], 0);
             while h < heads {
-                let (p, out) = (&p[h * n + from..], &mut out[h * width..]);
+                let (p, out) = (&p[h * n + from..], &mut out[h * width + d..]);
                 h += match heads - h {
-                    1 => strip::<1>(p, n, here, values, stride, d, width, out),
-                    2 => strip::<2>(p, n, here, values, stride, d, width, out),
-                    3 => strip::<3>(p, n, here, values, stride, d, width, out),
-                    4 => strip::<4>(p, n, here, values, stride, d, width, out),
-                    5 => strip::<5>(p, n, here, values, stride, d, width, out),
-                    _ => strip::<6>(p, n, here, values, stride, d, width, out),
+                    1 => strip::<1>(p, n, here, values, stride, width, out),
+                    2 => strip::<2>(p, n, here, values, stride, width, out),
+                    3 => strip::<3>(p, n, here, values, stride, width, out),
+                    4 => strip::<4>(p, n, here, values, stride, width, out),
+                    5 => strip::<5>(p, n, here, values, stride, width, out),
+                    _ => strip::<6>(p, n, here, values, stride, width, out),
                 };
             }
         }
@@ -255,7 +250,7 @@ pub(in crate::simd) fn mix(p: &[u16], n: usize, values: &[i16], stride: usize, w
     }
 }
 
-/// Adds elements d…d + 31 of H heads; returns H.
+/// Adds the first 32 elements of H heads, whose probabilities are `each` apart; returns H.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
 fn strip<const H: usize>(
@@ -264,14 +259,13 @@ fn strip<const H: usize>(
     n: usize,
     values: &[i16],
     stride: usize,
-    d: usize,
     width: usize,
     out: &mut [i32],
 ) -> usize {
     let zero = _mm512_setzero_si512();
     let (mut low, mut high) = ([zero; H], [zero; H]);
     let p: [&[u16]; H] = std::array::from_fn(|h| &p[h * each..][..n]);
-    let at = |j: usize| words(&values[j * stride + d..][..32], 0);
+    let at = |j: usize| words(&values[j * stride..][..32], 0);
     let mut add = |a: __m512i, b: __m512i, pair: [i32; H]| {
         let (ab0, ab1) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
         for h in 0..H {
@@ -291,7 +285,7 @@ fn strip<const H: usize>(
     let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     for h in 0..H {
-        let out = &mut out[h * width + d..][..32];
+        let out = &mut out[h * width..][..32];
         // SAFETY: thirty-two elements are there.
         unsafe {
             let to = out.as_mut_ptr();

@@ -202,8 +202,8 @@ fn groups<const P: usize, const Q4: bool, const NARROW: bool>(
                     q[4 + i] = _mm512_and_si512(_mm512_srli_epi16::<4>(v), nibble);
                 }
             } else {
-                for i in 0..8 {
-                    q[i] = _mm512_loadu_si512(at.add(64 * i).cast());
+                for (i, q) in q.iter_mut().enumerate() {
+                    *q = _mm512_loadu_si512(at.add(64 * i).cast());
                 }
             }
             _mm512_cvtepi16_epi32(_mm256_loadu_si256(scales.as_ptr().add(32 * g).cast()))
