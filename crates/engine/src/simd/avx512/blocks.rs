@@ -22,6 +22,10 @@ pub(in crate::simd) fn block<const P: usize>(
     scales: [Scale; P],
     outs: [&mut [i32]; P],
 ) {
+    // What lies before the weights; they ask for what is ahead of themselves.
+    for line in (0..layout.weights).step_by(64) {
+        _mm_prefetch::<_MM_HINT_T0>(block.as_ptr().wrapping_add(line + AHEAD).cast());
+    }
     let narrow = acts.iter().all(|a| a.narrow);
     let sums = match (layout.format, narrow) {
         (RowFormat::I8, true) => bytes::<P, true>(block, layout, acts),
