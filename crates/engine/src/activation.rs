@@ -37,6 +37,17 @@ pub(crate) struct Activation {
     pub(crate) high_sums: Vec<i16>,
 }
 
+/// How rows are multiplied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// As they are stored, with one vector at a time.
+    Rows,
+    /// Unpacked, see [`crate::panel`].
+    Panels,
+    /// Rearranged, see [`crate::packed`].
+    Blocks,
+}
+
 /// Which forms are wanted.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Forms {
@@ -49,10 +60,10 @@ pub(crate) struct Forms {
 }
 
 impl Forms {
-    /// Adds what rows of `format` are multiplied with: one vector at a time, or many together.
-    pub(crate) fn add(&mut self, format: RowFormat, many: bool) {
-        self.q4 |= format == RowFormat::Q4 && !many;
-        self.q8 |= format == RowFormat::Q8 && !many;
+    /// Adds what rows of `format` are multiplied with.
+    pub(crate) fn add(&mut self, format: RowFormat, kernel: Kernel) {
+        self.q4 |= format == RowFormat::Q4 && kernel == Kernel::Rows;
+        self.q8 |= format == RowFormat::Q8 && kernel == Kernel::Rows || kernel == Kernel::Blocks;
         self.sums |= format == RowFormat::Q4;
     }
 }
@@ -113,7 +124,8 @@ impl Activation {
         lo.resize(n, 0);
         halves(&self.wide, self.narrow, hi, lo);
         self.high_sums.clear();
-        self.high_sums.extend(hi.as_chunks::<GROUP>().0.iter().map(|g| g.iter().map(|v| i16::from(*v)).sum::<i16>()));
+        let sum = |g: &[i8; GROUP]| g.iter().fold(0i16, |a, v| a.wrapping_add(i16::from(*v)));
+        self.high_sums.extend(hi.as_chunks::<GROUP>().0.iter().map(sum));
         self.high_sums.resize(self.high_sums.len().next_multiple_of(SUMS), 0);
     }
 
@@ -123,7 +135,7 @@ impl Activation {
         self.fine.clear();
         for g in self.wide.as_chunks::<GROUP>().0 {
             // At most 2^20.
-            let sum: i32 = g.iter().map(|v| i32::from(*v)).sum();
+            let sum = g.iter().fold(0i32, |a, v| a.wrapping_add(i32::from(*v)));
             self.coarse.push((sum >> 10) as i16);
             self.fine.push((sum & 1023) as i16);
         }

@@ -1,4 +1,4 @@
-//! Attention of one position without its intermediate tensors.
+//! Attention of one position, or of several together, without its intermediate tensors.
 //!
 //! The same sums as `SCORES`, `SOFT_CAP`, `WINDOW`, `ROW_MAX`, `EXP`, `ROW_SUM`, `PROB` and `MIX` one after another; only what
 //! the last slab of `MIX` holds is kept. Integer sums are exact, so leaving out the running partial results changes nothing.
@@ -6,9 +6,11 @@
 
 use std::cell::RefCell;
 
-use sworn_isa::fixed::{CL, bitlen, exp2neg, shift, signed, soft_cap, soft_cap_exponent};
+use sworn_isa::fixed::{CL, bitlen, exp2neg, shift, soft_cap, soft_cap_exponent};
 
-use crate::simd::Simd;
+use crate::simd::{PAD, Simd};
+
+pub(crate) mod parts;
 
 /// What every query at one position attends to.
 #[derive(Clone, Copy)]
@@ -45,6 +47,17 @@ impl Context<'_> {
             ..self
         }
     }
+
+    /// The first positions.
+    fn until(self, positions: usize) -> Self {
+        let n = positions * self.kv;
+        Context {
+            keys: &self.keys[..n * self.key_width],
+            key_scales: &self.key_scales[..2 * n],
+            values: &self.values[..n * self.value_width],
+            ..self
+        }
+    }
 }
 
 /// A `SOFT_CAP`: the bound, the factor m·2^(−sh) and 2^(−x).
@@ -67,176 +80,187 @@ impl Cap<'_> {
 
 #[derive(Default)]
 struct Scratch {
-    q: Vec<i16>,
+    /// The rows' queries, padded with zeros.
+    q: Vec<i8>,
+    /// Scores, a row each, as long as the longest row.
     s: Vec<i32>,
     e: Vec<u16>,
     /// Scales of the keys of one head: mantissas and exponents.
     km: Vec<u32>,
     ke: Vec<i32>,
+    sums: Vec<i32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
 }
 
-/// Some query heads of one position that read the same key/value head.
-pub(crate) struct Unit<'a, 'o> {
-    context: Context<'a>,
-    /// The key/value head.
-    from: usize,
+/// A query head at one position.
+struct Row<'a, 'o> {
+    /// Positions that it may see: its own is the last.
+    n: usize,
     q: &'a [i8],
-    q_scales: &'a [i32],
+    scale: [i32; 2],
     out: &'o mut [i32],
 }
 
-impl<'a, 'o> Unit<'a, 'o> {
-    /// Attention of all heads of one position in units of `together` heads, a divisor of the heads that share a key/value
-    /// head: `q` and `q_scales` by head, sums to `out` by head.
-    pub(crate) fn split(
-        c: Context<'a>,
-        q: &'a [i8],
-        q_scales: &'a [i32],
-        out: &'o mut [i32],
-        together: usize,
-    ) -> impl Iterator<Item = Self> {
-        let q = q.chunks_exact(together * c.key_width).zip(q_scales.chunks_exact(2 * together));
-        let out = out.chunks_exact_mut(together * c.value_width);
-        q.zip(out).enumerate().map(move |(i, ((q, q_scales), out))| Unit {
-            context: c,
-            from: i * together / c.shared,
-            q,
-            q_scales,
-            out,
-        })
-    }
-
-    pub(crate) fn run(self, simd: Simd) {
-        let Unit { context, from, q, q_scales, out } = self;
-        SCRATCH.with_borrow_mut(|s| simd.run(|| group(&context, from, q, q_scales, out, s, simd)));
-    }
+/// Query heads, of one or more positions, that read the same key/value head.
+pub(crate) struct Unit<'a, 'o> {
+    /// Of the last of the positions.
+    context: Context<'a>,
+    /// The key/value head.
+    from: usize,
+    /// By position.
+    rows: Vec<Row<'a, 'o>>,
 }
 
-/// Query heads that read the same key/value head `kv`.
-#[inline(always)]
-fn group(c: &Context<'_>, kv: usize, q: &[i8], q_scales: &[i32], out: &mut [i32], scratch: &mut Scratch, simd: Simd) {
-    let n = c.keys.len() / (c.kv * c.key_width);
-    let hidden = c.window.map_or(0, |width| n.saturating_sub(width));
-    scratch.q.clear();
-    scratch.q.extend(q.iter().map(|v| i16::from(*v)));
-    if hidden > 0 && hidden < n {
-        let seen = c.after(hidden);
-        scores(&seen, kv, q_scales, scratch, simd);
-        if scratch.s.chunks_exact(n - hidden).all(outweighs_hidden) {
-            return weigh(&seen, kv, out, scratch, simd);
+/// What the heads of one position ask for: queries and their scales by head, and where the sums go, by head.
+pub(crate) struct Query<'a, 'o> {
+    pub(crate) position: u32,
+    pub(crate) q: &'a [i8],
+    pub(crate) scales: &'a [i32],
+    pub(crate) out: &'o mut [i32],
+}
+
+impl<'a, 'o> Unit<'a, 'o> {
+    /// Attention of all heads of consecutive positions, in units of `together` heads, a divisor of the heads that share a
+    /// key/value head. `c` is the context of the last position.
+    pub(crate) fn split(
+        c: Context<'a>,
+        queries: impl Iterator<Item = Query<'a, 'o>>,
+        together: usize,
+    ) -> impl Iterator<Item = Self> {
+        let units = c.kv * c.shared / together;
+        let mut units: Vec<Self> =
+            (0..units).map(|i| Unit { context: c, from: i * together / c.shared, rows: Vec::new() }).collect();
+        for Query { position, q, scales, out } in queries {
+            let heads = q.chunks_exact(c.key_width).zip(scales.as_chunks::<2>().0);
+            let heads = heads.zip(out.chunks_exact_mut(c.value_width));
+            for (h, ((q, scale), out)) in heads.enumerate() {
+                if let Some(unit) = units.get_mut(h / together) {
+                    unit.rows.push(Row { n: position as usize + 1, q, scale: *scale, out });
+                }
+            }
+        }
+        units.into_iter()
+    }
+
+    pub(crate) fn run(mut self, simd: Simd) {
+        SCRATCH.with_borrow_mut(|s| simd.run(|| self.attend(s, simd)));
+    }
+
+    #[inline(always)]
+    fn attend(&mut self, scratch: &mut Scratch, simd: Simd) {
+        let c = self.context;
+        let hidden = |n: usize| c.window.map_or(0, |width| n.saturating_sub(width));
+        let least = self.rows.iter().map(|r| hidden(r.n)).min().unwrap_or(0);
+        if least > 0 && self.rows.iter().all(|r| hidden(r.n) < r.n) {
+            self.scores(least, scratch, simd);
+            let each = scratch.s.len() / self.rows.len();
+            let rows = self.rows.iter().zip(scratch.s.chunks_exact(each));
+            if rows.into_iter().all(|(r, s)| outweighs_hidden(&s[hidden(r.n) - least..r.n - least])) {
+                return self.weigh(least, scratch, simd);
+            }
+        }
+        self.scores(0, scratch, simd);
+        self.weigh(0, scratch, simd);
+    }
+
+    /// Scores of every row at every position but the first `skip`, capped; −`CL` where a window hides it.
+    #[inline(always)]
+    fn scores(&self, skip: usize, scratch: &mut Scratch, simd: Simd) {
+        let c = self.context.after(skip);
+        let Scratch { q, s, km, ke, .. } = scratch;
+        let n = c.keys.len() / (c.kv * c.key_width);
+        let padded = c.key_width.next_multiple_of(PAD);
+        q.clear();
+        for row in &self.rows {
+            q.extend_from_slice(row.q);
+            q.resize(q.len() + padded - c.key_width, 0);
+        }
+        s.resize(self.rows.len() * n, 0);
+        simd.products(q, &c.keys[self.from * c.key_width..], c.kv * c.key_width, c.key_width, s);
+        km.resize(n, 0);
+        ke.resize(n, 0);
+        let scales = c.key_scales.as_chunks::<2>().0.get(self.from..).unwrap_or_default();
+        for ((m, e), scale) in km.iter_mut().zip(ke.iter_mut()).zip(scales.iter().step_by(c.kv)) {
+            (*m, *e) = (scale[0] as u32, scale[1]);
+        }
+        for (row, s) in self.rows.iter().zip(s.chunks_exact_mut(n)) {
+            let s = &mut s[..row.n - skip];
+            simd.scale(s, row.scale, km, ke);
+            if let Some(cap) = &c.cap {
+                cap.apply(s);
+            }
+            if let Some(width) = c.window {
+                s[..row.n.saturating_sub(width.saturating_add(skip))].fill(-CL);
+            }
         }
     }
-    scores(c, kv, q_scales, scratch, simd);
-    if hidden > 0 {
-        scratch.s.chunks_exact_mut(n).for_each(|s| s[..hidden].fill(-CL));
+
+    /// The values after the first `skip`, weighed by the scores.
+    #[inline(always)]
+    fn weigh(&mut self, skip: usize, scratch: &mut Scratch, simd: Simd) {
+        let c = self.context.after(skip);
+        let Scratch { s, e, .. } = &mut *scratch;
+        let n = c.keys.len() / (c.kv * c.key_width);
+        e.resize(s.len(), 0);
+        for (row, (s, e)) in self.rows.iter().zip(s.chunks_exact(n).zip(e.chunks_exact_mut(n))) {
+            let (e, later) = e.split_at_mut(row.n - skip);
+            later.fill(0);
+            probabilities(&s[..e.len()], c.table, e, simd);
+        }
+        self.mix(skip, scratch, simd);
+        for (row, sums) in self.rows.iter_mut().zip(scratch.sums.chunks_exact(c.value_width)) {
+            row.out.copy_from_slice(sums);
+        }
     }
-    weigh(c, kv, out, scratch, simd);
+
+    /// The values after the first `skip` by the rows' probabilities.
+    #[inline(always)]
+    fn mix(&self, skip: usize, scratch: &mut Scratch, simd: Simd) {
+        let c = self.context.after(skip);
+        let n = c.keys.len() / (c.kv * c.key_width);
+        scratch.sums.resize(self.rows.len() * c.value_width, 0);
+        let (values, stride) = (&c.values[self.from * c.value_width..], c.kv * c.value_width);
+        simd.mix(&scratch.e, n, values, stride, c.value_width, &mut scratch.sums);
+    }
 }
 
 /// Whether these scores of a head have a largest beside which 2^x of a hidden one, −`CL`, is 0 (`exp2neg` of more than 16).
 #[inline(always)]
 fn outweighs_hidden(s: &[i32]) -> bool {
-    let max = s.iter().copied().max().unwrap_or(-CL);
-    max.wrapping_add(CL) as u32 >> 13 > 16
+    largest(s).wrapping_add(CL) as u32 >> 13 > 16
 }
 
-/// Scores of every head at every position, capped.
 #[inline(always)]
-fn scores(c: &Context<'_>, kv: usize, q_scales: &[i32], scratch: &mut Scratch, simd: Simd) {
-    let Scratch { q, s, km, ke, .. } = scratch;
-    let heads = q.len() / c.key_width;
-    let n = c.keys.len() / (c.kv * c.key_width);
-    s.resize(heads * n, 0);
-    let mut h = 0;
-    while h < heads {
-        let q = |i: usize| &q[(h + i) * c.key_width..][..c.key_width];
-        let s = &mut s[h * n..];
-        h += match heads - h {
-            1 => products::<1>(c, kv, [q(0)], n, s, simd),
-            2 => products::<2>(c, kv, [q(0), q(1)], n, s, simd),
-            3 => products::<3>(c, kv, [q(0), q(1), q(2)], n, s, simd),
-            _ => products::<4>(c, kv, [q(0), q(1), q(2), q(3)], n, s, simd),
-        };
-    }
-    km.clear();
-    ke.clear();
-    for scale in c.key_scales.as_chunks::<2>().0.iter().skip(kv).step_by(c.kv) {
-        km.push(scale[0] as u32);
-        ke.push(scale[1]);
-    }
-    for (s, q_scale) in s.chunks_exact_mut(n).zip(q_scales.as_chunks::<2>().0) {
-        scale(s, *q_scale, km, ke);
-    }
-    if let Some(cap) = &c.cap {
-        cap.apply(s);
-    }
+fn largest(s: &[i32]) -> i32 {
+    s.iter().fold(i32::MIN, |a, s| a.max(*s))
 }
 
-/// The values, weighed by the scores.
+/// `ROW_MAX`, `EXP`, `ROW_SUM` and `PROB` of one head.
 #[inline(always)]
-fn weigh(c: &Context<'_>, kv: usize, out: &mut [i32], scratch: &mut Scratch, simd: Simd) {
-    let Scratch { s, e, .. } = scratch;
-    let n = c.keys.len() / (c.kv * c.key_width);
-    e.resize(s.len(), 0);
-    for (s, e) in s.chunks_exact(n).zip(e.chunks_exact_mut(n)) {
-        let max = s.iter().copied().max().unwrap_or(0);
-        simd.exp(s, max, c.table, e);
-        let z = e.iter().fold(0u32, |z, e| z.wrapping_add(u32::from(*e)));
-        // `fixed::prob` with the reciprocal taken out of the loop.
-        let l = bitlen(z);
-        let r = (1u32 << 31).checked_div(shift(z, l - 16)).unwrap_or(0);
-        let half = if l == 0 { 0 } else { 1u32 << (l - 1) };
-        if (0..32).contains(&l) {
-            e.iter_mut().for_each(|e| *e = (u32::from(*e).wrapping_mul(r).wrapping_add(half) >> l) as u16);
-        } else {
-            e.fill(0);
-        }
-    }
-    simd.mix(e, n, &c.values[kv * c.value_width..], c.kv * c.value_width, c.value_width, out);
+fn probabilities(s: &[i32], table: &[u16], e: &mut [u16], simd: Simd) {
+    simd.exp(s, largest(s), table, e);
+    normalise(e, total(e));
 }
 
-/// `SCORES` from dot products, in place: `fixed::smulrs` without branches.
 #[inline(always)]
-fn scale(s: &mut [i32], q: [i32; 2], km: &[u32], ke: &[i32]) {
-    for ((s, m), e) in s.iter_mut().zip(km).zip(ke) {
-        let x = s.unsigned_abs();
-        let b = (q[0] as u32).wrapping_mul(*m);
-        let by = 0i32.wrapping_sub(q[1]).wrapping_sub(*e);
-        let shift = by.clamp(1, 63) as u32;
-        let y = (u64::from(x) * u64::from(b)).wrapping_add(1 << (shift - 1)) >> shift;
-        let y = y.min(CL as u64) as u32;
-        let least = if x == 0 { 0 } else { CL as u32 };
-        *s = signed(*s < 0, if by < 1 { least } else { y });
-    }
+fn total(e: &[u16]) -> u32 {
+    e.iter().fold(0u32, |z, e| z.wrapping_add(u32::from(*e)))
 }
 
-/// Dot products of C heads with every key, four positions at a time; returns C.
+/// `PROB`: `fixed::prob` with the reciprocal taken out of the loop.
 #[inline(always)]
-fn products<const C: usize>(c: &Context<'_>, kv: usize, q: [&[i16]; C], n: usize, s: &mut [i32], simd: Simd) -> usize {
-    let key = |j: usize| &c.keys[(j * c.kv + kv) * c.key_width..][..c.key_width];
-    let mut put = |j: usize, acc: &[i32; C]| {
-        for (h, acc) in acc.iter().enumerate() {
-            s[h * n + j] = *acc;
-        }
-    };
-    let mut j = 0;
-    while j + 4 <= n {
-        let mut acc = [[0; C]; 4];
-        simd.tile([key(j), key(j + 1), key(j + 2), key(j + 3)], q, &mut acc);
-        acc.iter().enumerate().for_each(|(i, acc)| put(j + i, acc));
-        j += 4;
+fn normalise(e: &mut [u16], z: u32) {
+    let l = bitlen(z);
+    let r = (1u32 << 31).checked_div(shift(z, l - 16)).unwrap_or(0);
+    let half = if l == 0 { 0 } else { 1u32 << (l - 1) };
+    if (0..32).contains(&l) {
+        e.iter_mut().for_each(|e| *e = (u32::from(*e).wrapping_mul(r).wrapping_add(half) >> l) as u16);
+    } else {
+        e.fill(0);
     }
-    while j < n {
-        let mut acc = [[0; C]; 1];
-        simd.tile([key(j)], q, &mut acc);
-        put(j, &acc[0]);
-        j += 1;
-    }
-    C
 }
 
 #[cfg(test)]
@@ -247,6 +271,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::{Input, apply};
+    use crate::team::Team;
     use crate::tensor::{OpTensor, View};
 
     /// The operators one after another, in full; the last slab of `MIX`.
@@ -326,8 +351,9 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(400))]
         #[test]
         fn fused_attention_is_the_operators_one_by_one(
-            t in 0u32..130, kv in 1usize..4, shared in 1usize..7, key_width in 1usize..80, value_width in 1usize..70,
-            cap in caps(), window in windows(), opposed in prop_oneof![3 => Just(false), 1 => Just(true)], seed: u64,
+            t in prop_oneof![3 => 0u32..130, 1 => 250u32..300], queries in 1u32..6,
+            kv in 1usize..4, shared in 1usize..7, key_width in 1usize..140, value_width in 1usize..70, cap in caps(),
+            window in windows(), opposed in prop_oneof![3 => Just(false), 1 => Just(true)], seed: u64,
         ) {
             let mut s = seed | 1;
             let mut next = |lo: i32, hi: i32| {
@@ -339,7 +365,10 @@ mod tests {
             let e = next(-30, 10);
             // Opposed: scores are all negative and those that are seen may all be at the clamp, as low as what is hidden.
             let least = if opposed { 1 } else { -127 };
-            let q: Vec<i8> = (0..kv * shared * key_width).map(|_| next(least, 127) as i8).collect();
+            let queries = queries.min(t + 1);
+            let q: Vec<Vec<i8>> = (0..queries)
+                .map(|_| (0..kv * shared * key_width).map(|_| next(least, 127) as i8).collect())
+                .collect();
             let q_scales: Vec<i32> = (0..kv * shared).flat_map(|_| [next(32768, 65535), e]).collect();
             let keys: Vec<i8> = (0..n * kv * key_width).map(|_| next(-127, -least) as i8).collect();
             let key_scales: Vec<i32> = (0..n * kv).flat_map(|_| [next(32768, 65535), next(-45, -20) - e]).collect();
@@ -350,12 +379,25 @@ mod tests {
                 cap: cap.map(|(bound, m, sh)| Cap { bound, m, sh, table: &table }),
                 window, kv, shared, key_width, value_width,
             };
-            let want = step_by_step(&c, &q, &q_scales, t);
+            // Consecutive positions, of which t is the last.
+            let positions = t + 1 - queries..=t;
+            let want: Vec<_> = positions.clone().zip(&q).map(|(t, q)| step_by_step(&c.until(t as usize + 1), q, &q_scales, t)).collect();
+            let teams = [1, 2, 5].map(|n| Team::new(n).unwrap());
             for simd in Simd::all() {
                 for together in [1, shared] {
-                    let mut out = vec![7; want.len()];
-                    Unit::split(c, &q, &q_scales, &mut out, together).for_each(|u| u.run(simd));
+                    let mut out: Vec<_> = want.iter().map(|w| vec![7; w.len()]).collect();
+                    let queries = positions.clone().zip(&q).zip(&mut out);
+                    let queries = queries.map(|((position, q), out)| Query { position, q, scales: &q_scales, out });
+                    Unit::split(c, queries, together).for_each(|u| u.run(simd));
                     prop_assert_eq!(&out, &want, "{} {}", simd.name(), together);
+                }
+                if window.is_none() {
+                    for team in &teams {
+                        let (position, mut out) = (t, vec![7; want[0].len()]);
+                        let query = Query { position, q: &q[q.len() - 1], scales: &q_scales, out: &mut out };
+                        parts::attend(c, query, team, simd);
+                        prop_assert_eq!(&out, &want[want.len() - 1], "{} {}", simd.name(), team.threads());
+                    }
                 }
             }
         }

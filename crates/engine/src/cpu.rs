@@ -7,6 +7,7 @@ use sworn_isa::{Opcode, Sampling, SectionKind};
 use sworn_model::Model;
 
 use crate::layer::Executor;
+use crate::packed::Packs;
 use crate::plan::Plan;
 use crate::session::{CpuSession, extend_together};
 use crate::simd::Simd;
@@ -25,6 +26,7 @@ pub struct Cpu {
 struct Inner {
     model: Arc<Model>,
     plan: Arc<Plan>,
+    packs: Arc<Packs>,
     team: Arc<Team>,
     simd: Simd,
     hook: Option<HookFactory>,
@@ -33,8 +35,9 @@ struct Inner {
 impl Inner {
     /// The same, to be changed.
     fn share(&self) -> Self {
-        let Inner { model, plan, team, simd, hook } = self;
-        Inner { model: model.clone(), plan: plan.clone(), team: team.clone(), simd: *simd, hook: hook.clone() }
+        let Inner { model, plan, packs, team, simd, hook } = self;
+        let (model, plan, packs) = (model.clone(), plan.clone(), packs.clone());
+        Inner { model, plan, packs, team: team.clone(), simd: *simd, hook: hook.clone() }
     }
 }
 
@@ -61,8 +64,9 @@ impl Cpu {
         let team = Team::new(threads)
             .map_err(|e| EngineError::Device { backend: "cpu", message: format!("starting threads: {e}") })?;
         let plan = Arc::new(Plan::new(&model));
+        let packs = Arc::new(Packs::new(model.index().weights.len()));
         let (team, simd) = (Arc::new(team), Simd::detect());
-        Ok(Cpu { inner: Arc::new(Inner { model, plan, team, simd, hook: None }) })
+        Ok(Cpu { inner: Arc::new(Inner { model, plan, packs, team, simd, hook: None }) })
     }
 
     /// The same backend with a hook after every operator that the hook wants: of every session, and of
@@ -77,8 +81,8 @@ impl Cpu {
     }
 
     pub(crate) fn executor(&self) -> Executor<'_> {
-        let Inner { model, plan, team, simd, .. } = &*self.inner;
-        Executor { model, plan, team, simd: *simd }
+        let Inner { model, plan, packs, team, simd, .. } = &*self.inner;
+        Executor { model, plan, packs, team, simd: *simd }
     }
 
     /// Whether both run the same model in the same way.

@@ -10,7 +10,7 @@ use sworn_isa::fixed::{
 };
 use sworn_isa::{Descriptor, Opcode};
 
-use crate::activation::{Activation, Forms};
+use crate::activation::{Activation, Forms, Kernel};
 use crate::linear::{self, Matrix, Scale};
 use crate::simd::Simd;
 use crate::tensor::{OpTensor, View};
@@ -228,7 +228,7 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
                 return Err(x.mismatch(2));
             }
             let (mut a, mut forms) = (Activation::default(), Forms::default());
-            forms.add(m.format(), false);
+            forms.add(m.format(), Kernel::Rows);
             a.set(x.tensor(0)?, m.columns(), forms).ok_or_else(|| x.mismatch(0))?;
             linear::rows(&m, 0, &[&a], &[x.scale(1)?], &mut [out], simd);
         }

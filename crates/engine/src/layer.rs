@@ -5,16 +5,22 @@ use sworn_isa::sampling::PENALTY_WINDOW;
 use sworn_isa::{Descriptor, Opcode, Operand, OperandKind, RowFormat, SectionKind};
 use sworn_model::Model;
 
-use crate::activation::{Activation, Forms};
-use crate::attention::{Cap, Context, Unit};
+use crate::activation::{Activation, Forms, Kernel};
+use crate::attention::{Cap, Context, Query, Unit, parts};
 use crate::kernels::{Input, Inputs, Mismatch, apply_into};
 use crate::linear::{self, Job, Matrix, Scale};
+use crate::packed::{Packed, Packs};
 use crate::plan::{Attention, Linears, Plan, SectionPlan, Step};
 use crate::sampling::{Chooser, Tail};
 use crate::simd::Simd;
 use crate::team::Team;
 use crate::tensor::{OpTensor, View};
 use crate::{EngineError, OpHook, Result};
+
+/// Query heads of an attention that run together at most, and the scores of all of them: as many as a second-level cache holds
+/// with what is made of them.
+const ROWS: usize = 24;
+const SCORES: usize = 1 << 16;
 
 /// A position on its way through the layers.
 #[derive(Default)]
@@ -119,6 +125,7 @@ pub(crate) struct Lane<'a> {
 pub(crate) struct Executor<'a> {
     pub(crate) model: &'a Model,
     pub(crate) plan: &'a Plan,
+    pub(crate) packs: &'a Packs,
     pub(crate) team: &'a Team,
     pub(crate) simd: Simd,
 }
@@ -314,21 +321,30 @@ impl<'a> Executor<'a> {
             .ok_or_else(|| unsupported(Mismatch { opcode: d.opcode, operand }))
     }
 
+    /// The matrix rearranged, where there are instructions for that.
+    fn packed(&self, layer: u16, d: &Descriptor, operand: usize, m: &Matrix<'_>) -> Option<&'a Packed> {
+        let number = Model::resolve(&d.operands[operand], layer);
+        if self.simd.has_blocks() { self.packs.get(number, m, self.team, self.simd) } else { None }
+    }
+
     fn linear(&self, layer: u16, kind: SectionKind, group: &Linears, lanes: &mut [Lane<'_>]) -> Result<()> {
         let section = self.plan.section(kind);
         let first = group.ops[0].0;
         let batch = lanes.iter().map(|l| l.slots.len()).sum();
-        let many = linear::many(batch);
         let mut jobs = Vec::with_capacity(group.ops.len());
-        for (k, _) in &group.ops {
+        let mut forms = vec![Forms::default(); group.sources.len()];
+        for (k, source) in &group.ops {
             let d = &section.ops[*k];
             let matrix = self.matrix(layer, d, 2)?;
             if matrix.rows() as u64 != d.count(0) || Some(matrix.columns() as u64) != d.operand_elements(0, 0) {
                 return Err(unsupported(Mismatch { opcode: d.opcode, operand: 2 }));
             }
+            let packed = self.packed(layer, d, 2, &matrix);
+            forms[*source].add(matrix.format(), Kernel::of(packed.is_some(), batch));
             let [acts, scales, outs] = [batch; 3];
             jobs.push(Job {
                 matrix,
+                packed,
                 acts: Vec::with_capacity(acts),
                 scales: Vec::with_capacity(scales),
                 outs: Vec::with_capacity(outs),
@@ -336,11 +352,9 @@ impl<'a> Executor<'a> {
         }
         self.each_slot(lanes, |slot| {
             slot.acts.resize_with(group.sources.len().max(slot.acts.len()), Activation::default);
-            for (act, source) in slot.acts.iter_mut().zip(&group.sources) {
-                let mut forms = Forms::default();
-                source.formats.iter().for_each(|f| forms.add(*f, many));
+            for ((act, source), forms) in slot.acts.iter_mut().zip(&group.sources).zip(&forms) {
                 let t = slot.bufs[kind as usize][source.op].view();
-                let set = self.simd.run(|| act.set(t, source.columns, forms));
+                let set = self.simd.run(|| act.set(t, source.columns, *forms));
                 set.ok_or_else(|| unsupported(Mismatch { opcode: Opcode::Linear, operand: 0 }))?;
             }
             Ok(())
@@ -395,12 +409,18 @@ impl<'a> Executor<'a> {
         });
         let (cap, window) = (cap.transpose()?, window.transpose()?);
         let batch: usize = lanes.iter().map(|l| l.slots.len()).sum();
-        // Splitting by single heads balances better than by key/value heads; sharing a key between heads is cheaper.
-        let together = if batch < 2 * self.team.threads() { 1 } else { shared };
+        // Splitting by single heads balances better, but where keys are rearranged sharing them between heads is far cheaper.
+        let threads = self.team.threads();
+        let single = threads > 1 && batch < 2 * threads && !self.simd.has_blocks();
+        let together = if single { 1 } else { shared };
         let mut units = Vec::with_capacity(batch * heads / together);
         for Lane { slots, cache, .. } in lanes.iter_mut() {
-            for slot in slots.iter_mut() {
-                let n = slot.position as usize + 1;
+            let longest = slots.last().map_or(1, |s| s.position as usize + 1);
+            let rows = (SCORES / longest).clamp(1, ROWS);
+            // Enough units that threads finish together.
+            let fair = (slots.len() * kv).div_ceil(4 * threads);
+            for slots in slots.chunks_mut((rows / together).clamp(1, fair.max(1))) {
+                let n = slots.last().map_or(1, |s| s.position as usize + 1);
                 let cached = |d: &Descriptor, k: usize| {
                     let elements = d.operand_elements(k, 0);
                     elements.and_then(|e| cache.view(d.operands[k].index, e, n)).ok_or_else(|| wrong(d, k))
@@ -408,17 +428,25 @@ impl<'a> Executor<'a> {
                 let View::I8(keys) = cached(scores, 2)? else { return Err(wrong(scores, 2)) };
                 let View::I32(key_scales) = cached(scores, 3)? else { return Err(wrong(scores, 3)) };
                 let View::I16(values) = cached(mix, 1)? else { return Err(wrong(mix, 1)) };
-                let (before, out) = slot.bufs[kind as usize].split_at_mut(a.mix);
-                let (OpTensor::I8(q), OpTensor::I32(q_scales)) =
-                    (&before[scores.operands[0].index as usize], &before[scores.operands[1].index as usize])
-                else {
-                    return Err(wrong(scores, 0));
-                };
-                let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
-                out.resize(mix.inner as usize, 0);
                 let context =
                     Context { keys, key_scales, values, table, cap, window, kv, shared, key_width, value_width };
-                units.extend(Unit::split(context, q, q_scales, out, together));
+                let mut queries = Vec::with_capacity(slots.len());
+                for slot in slots {
+                    let (before, out) = slot.bufs[kind as usize].split_at_mut(a.mix);
+                    let (OpTensor::I8(q), OpTensor::I32(scales)) =
+                        (&before[scores.operands[0].index as usize], &before[scores.operands[1].index as usize])
+                    else {
+                        return Err(wrong(scores, 0));
+                    };
+                    let OpTensor::I32(out) = &mut out[0] else { return Err(wrong(mix, 0)) };
+                    out.resize(mix.inner as usize, 0);
+                    queries.push(Query { position: slot.position, q, scales, out });
+                }
+                if queries.len() == 1 && batch < 2 * threads && parts::pays(n, window, self.team) {
+                    queries.into_iter().for_each(|q| parts::attend(context, q, self.team, self.simd));
+                    continue;
+                }
+                units.extend(Unit::split(context, queries.into_iter(), together));
             }
         }
         self.team.each(units, |unit| unit.run(self.simd));

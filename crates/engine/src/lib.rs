@@ -20,6 +20,7 @@ mod generate;
 pub mod kernels;
 mod layer;
 mod linear;
+mod packed;
 mod panel;
 mod plan;
 mod replay;

@@ -1,11 +1,13 @@
 //! `LINEAR`: rows of integer weights times a batch of activation vectors.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use sworn_isa::RowFormat;
 use sworn_isa::fixed::{CL, signed};
 
-use crate::activation::Activation;
+use crate::activation::{Activation, Kernel};
+use crate::packed::Packed;
 use crate::panel::{BLOCK, Panel, WIDTH};
 use crate::simd::{ROWS, Simd};
 use crate::team::Team;
@@ -67,6 +69,11 @@ impl<'a> Matrix<'a> {
     /// Elements of a row.
     pub fn columns(&self) -> usize {
         self.columns
+    }
+
+    /// The scale pair that rows are read with.
+    pub(crate) fn pair(&self) -> usize {
+        self.pair
     }
 
     /// How a row stores its elements.
@@ -160,7 +167,7 @@ impl Scales {
 }
 
 /// Rows `[first, first + outs[0].len())` of `m` times each of `acts`, requantised. The activations have the forms that the
-/// matrix's format needs, see [`Job::many`].
+/// matrix's format needs, see [`Kernel::of`].
 pub(crate) fn rows(
     m: &Matrix<'_>,
     first: usize,
@@ -234,6 +241,51 @@ fn panels(m: &Matrix<'_>, first: usize, acts: &[&Activation], scales: &[Scale], 
     });
 }
 
+/// Rows `[first, first + outs[0].len())` of a rearranged matrix times each of `acts`; `first` is a multiple of the rows of a block.
+pub(crate) fn blocks(
+    m: &Packed,
+    first: usize,
+    acts: &[&Activation],
+    scales: &[Scale],
+    outs: &mut [&mut [i32]],
+    simd: Simd,
+) {
+    let n = outs.first().map_or(0, |o| o.len());
+    for from in (0..n).step_by(BLOCK) {
+        let block = m.block((first + from) / BLOCK);
+        let part = from..n.min(from + BLOCK);
+        let mut c = 0;
+        while c < acts.len() {
+            let (a, s, o) = (&acts[c..], &scales[c..], &mut outs[c..]);
+            c += match a.len() {
+                8.. => block_times::<8>(m, block, a, s, o, part.clone(), simd),
+                4.. => block_times::<4>(m, block, a, s, o, part.clone(), simd),
+                3 => block_times::<3>(m, block, a, s, o, part.clone(), simd),
+                2 => block_times::<2>(m, block, a, s, o, part.clone(), simd),
+                _ => block_times::<1>(m, block, a, s, o, part.clone(), simd),
+            };
+        }
+    }
+}
+
+/// A block times the first P vectors; returns P.
+#[inline]
+fn block_times<const P: usize>(
+    m: &Packed,
+    block: &[u8],
+    acts: &[&Activation],
+    scales: &[Scale],
+    outs: &mut [&mut [i32]],
+    part: Range<usize>,
+    simd: Simd,
+) -> usize {
+    let mut outs = outs.iter_mut();
+    let outs = std::array::from_fn(|_| outs.next().map_or(&mut [][..], |o| &mut o[part.clone()]));
+    let (acts, scales) = (std::array::from_fn(|i| acts[i]), std::array::from_fn(|i| scales[i]));
+    simd.block::<P>(block, &m.layout, acts, scales, outs);
+    P
+}
+
 /// A panel times the first P vectors; returns P.
 fn times<const P: usize>(panel: &Panel, acts: &[&Activation], out: &mut [[i64; BLOCK]; WIDTH], simd: Simd) -> usize {
     let forms = |f: fn(&Activation) -> &[i16]| std::array::from_fn(|i| f(acts[i]));
@@ -246,20 +298,29 @@ fn times<const P: usize>(panel: &Panel, acts: &[&Activation], out: &mut [[i64; B
 /// One `LINEAR` over a batch: `outs[p]` receives all rows times `acts[p]`.
 pub(crate) struct Job<'a, 'o> {
     pub(crate) matrix: Matrix<'a>,
+    /// The same rearranged, where there are instructions for it.
+    pub(crate) packed: Option<&'a Packed>,
     pub(crate) acts: Vec<&'o Activation>,
     pub(crate) scales: Vec<Scale>,
     pub(crate) outs: Vec<&'o mut [i32]>,
 }
 
-/// Whether a batch of this size is multiplied many vectors at a time, which decides the forms of its activations.
-pub(crate) fn many(batch: usize) -> bool {
-    batch >= PANEL_FROM
+impl Kernel {
+    /// How a batch of this size is multiplied, which decides the forms of its activations.
+    pub(crate) fn of(packed: bool, batch: usize) -> Self {
+        match batch {
+            _ if packed => Kernel::Blocks,
+            PANEL_FROM.. => Kernel::Panels,
+            _ => Kernel::Rows,
+        }
+    }
 }
 
 /// Runs independent jobs, split by rows over a team: a weight row is read once for the whole batch.
 pub(crate) fn run(jobs: Vec<Job<'_, '_>>, team: &Team, simd: Simd) {
     struct Task<'a, 'j, 'o> {
         matrix: Matrix<'a>,
+        packed: Option<&'a Packed>,
         first: usize,
         acts: &'j [&'o Activation],
         scales: &'j [Scale],
@@ -272,20 +333,23 @@ pub(crate) fn run(jobs: Vec<Job<'_, '_>>, team: &Team, simd: Simd) {
     let mut parts = Vec::with_capacity(jobs.len());
     for job in jobs {
         acts.push((job.acts, job.scales));
-        parts.push((job.matrix, job.outs));
+        parts.push((job.matrix, job.packed, job.outs));
     }
     let mut tasks: Vec<Task<'_, '_, '_>> = Vec::with_capacity(total / block + parts.len());
-    for ((matrix, outs), (acts, scales)) in parts.into_iter().zip(&acts) {
+    for ((matrix, packed, outs), (acts, scales)) in parts.into_iter().zip(&acts) {
         let from = tasks.len();
         for out in outs {
             for (i, part) in out.chunks_mut(block).enumerate() {
                 if from + i == tasks.len() {
                     let outs = Vec::with_capacity(acts.len());
-                    tasks.push(Task { matrix, first: i * block, acts, scales, outs });
+                    tasks.push(Task { matrix, packed, first: i * block, acts, scales, outs });
                 }
                 tasks[from + i].outs.push(part);
             }
         }
     }
-    team.each(tasks, |mut t| rows(&t.matrix, t.first, t.acts, t.scales, &mut t.outs, simd));
+    team.each(tasks, |mut t| match t.packed {
+        Some(packed) => blocks(packed, t.first, t.acts, t.scales, &mut t.outs, simd),
+        None => rows(&t.matrix, t.first, t.acts, t.scales, &mut t.outs, simd),
+    });
 }

@@ -57,22 +57,17 @@ pub(crate) struct Source {
     pub(crate) op: usize,
     /// How many elements, the last of its output, are read.
     pub(crate) columns: usize,
-    /// Formats of the rows that they are multiplied with.
-    pub(crate) formats: Vec<RowFormat>,
 }
 
 impl Linears {
     fn push(&mut self, k: usize, d: &Descriptor) -> Option<()> {
         let (op, columns) = (d.operands[0].index as usize, d.operand_elements(0, 0)? as usize);
-        let format = RowFormat::from_code(d.params[3])?;
+        RowFormat::from_code(d.params[3])?;
         let at = self.sources.iter().position(|s| (s.op, s.columns) == (op, columns));
         let at = at.unwrap_or_else(|| {
-            self.sources.push(Source { op, columns, formats: Vec::new() });
+            self.sources.push(Source { op, columns });
             self.sources.len() - 1
         });
-        if !self.sources[at].formats.contains(&format) {
-            self.sources[at].formats.push(format);
-        }
         self.ops.push((k, at));
         Some(())
     }

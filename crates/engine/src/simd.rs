@@ -6,6 +6,8 @@
 use sworn_isa::RowFormat;
 
 use crate::activation::Activation;
+use crate::linear::Scale;
+use crate::packed::Layout;
 use crate::panel::{BLOCK, Panel};
 
 #[cfg(target_arch = "x86_64")]
@@ -18,6 +20,8 @@ mod scalar;
 
 /// Rows of a tile.
 pub(crate) const ROWS: usize = 4;
+/// What [`Simd::products`] wants queries padded to.
+pub(crate) const PAD: usize = 64;
 
 /// The instructions to use. Values other than [`Simd::SCALAR`] come from [`Simd::detect`] only, so holding one proves that the
 /// processor has them.
@@ -167,6 +171,45 @@ impl Simd {
         }
     }
 
+    /// Whether [`Self::block`] is there, so that rearranging matrices pays.
+    pub(crate) fn has_blocks(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => true,
+            _ => false,
+        }
+    }
+
+    /// Four bytes of each of sixteen rows after four of the row before, as [`crate::packed::Layout::weights`] has them; zeros
+    /// beyond a row's end.
+    pub(crate) fn interleave(self, rows: [&[u8]; BLOCK], out: &mut [u8]) {
+        match self.0 {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::blocks::interleave(rows, out) },
+            _ => scalar::interleave(rows, out),
+        }
+    }
+
+    /// The rows of a block of [`crate::packed`] times P vectors of one width, requantised; each `outs` takes as many rows as it
+    /// is long. Does nothing where [`Self::has_blocks`] is false.
+    #[inline]
+    pub(crate) fn block<const P: usize>(
+        self,
+        block: &[u8],
+        layout: &Layout,
+        acts: [&Activation; P],
+        scales: [Scale; P],
+        outs: [&mut [i32]; P],
+    ) {
+        match self.0 {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::blocks::block(block, layout, acts, scales, outs) },
+            _ => {}
+        }
+    }
+
     /// How many activation vectors a pass over a panel takes at best.
     pub(crate) fn panel_width(self) -> usize {
         match self.0 {
@@ -212,7 +255,7 @@ impl Simd {
         match (self.0, <&[u16; 257]>::try_from(table)) {
             // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
             #[cfg(target_arch = "x86_64")]
-            (Level::Avx512, Ok(table)) => unsafe { avx512::exp(s, max, table, out) },
+            (Level::Avx512, Ok(table)) => unsafe { avx512::attention::exp(s, max, table, out) },
             _ => self.run(|| scalar::exp(s, max, table, out)),
         }
     }
@@ -228,6 +271,47 @@ impl Simd {
         }
     }
 
+    /// `s[r·n + j] = Σ_d q[r·padded + d]·keys[j·stride + d]` for d < `width`: the dot products of R queries with n keys, where
+    /// `padded` is the width rounded up to [`PAD`], R = q.len() / padded and n = s.len() / R.
+    #[inline]
+    pub(crate) fn products(self, q: &[i8], keys: &[i8], stride: usize, width: usize, s: &mut [i32]) {
+        match self.0 {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::attention::products(q, keys, stride, width, s) },
+            _ => {
+                let padded = width.next_multiple_of(PAD);
+                let n = s.len() / (q.len() / padded).max(1);
+                for (q, s) in q.chunks_exact(padded).zip(s.chunks_exact_mut(n.max(1))) {
+                    let q: Vec<i16> = q[..width].iter().map(|q| i16::from(*q)).collect();
+                    let key = |j: usize| &keys[j * stride..][..width];
+                    let (fours, rest) = s.as_chunks_mut::<4>();
+                    for (j, s) in fours.iter_mut().enumerate() {
+                        let mut acc = [[0]; 4];
+                        self.tile(std::array::from_fn(|i| key(4 * j + i)), [&q], &mut acc);
+                        *s = acc.map(|[a]| a);
+                    }
+                    for (j, s) in rest.iter_mut().enumerate() {
+                        let mut acc = [[0]; 1];
+                        self.tile([key(4 * fours.len() + j)], [&q], &mut acc);
+                        *s = acc[0][0];
+                    }
+                }
+            }
+        }
+    }
+
+    /// `SCORES` from dot products of a query of scale `q`, in place; `km` and `ke` are the keys' scales.
+    #[inline]
+    pub(crate) fn scale(self, s: &mut [i32], q: [i32; 2], km: &[u32], ke: &[i32]) {
+        match self.0 {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { avx512::attention::scale(s, q, km, ke) },
+            _ => self.run(|| scalar::scale(s, q, km, ke)),
+        }
+    }
+
     /// `MIX` of H heads that read the same values: `out[h·width + d] = Σ_j p[h·n + j]·values[j·stride + d]` modulo 2^32, for n
     /// positions and `width` elements.
     #[inline]
@@ -235,7 +319,7 @@ impl Simd {
         match self.0 {
             // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { avx512::mix(p, n, values, stride, width, out) },
+            Level::Avx512 => unsafe { avx512::attention::mix(p, n, values, stride, width, out) },
             _ => self.run(|| scalar::mix(p, n, values, stride, 0..width, width, out)),
         }
     }

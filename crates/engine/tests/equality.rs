@@ -90,6 +90,40 @@ fn run_with(cpu: &Cpu, params: &RunParams, tokens: &[u32], pieces: &[usize]) -> 
     (all, selected)
 }
 
+/// So long a context that an attention's positions are split over threads where one token comes at a time, and blocks of queries
+/// that begin and end anywhere.
+#[test]
+fn a_long_context_gives_the_same_bits_token_by_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = SyntheticSpec { context: 1200, layers: 2, ..spec(1) };
+    let model = Arc::new(synthetic(&spec, dir.path().join("model")).unwrap());
+    let tokens = tokens(1061, spec.vocab, 7);
+    let cpu = Cpu::with_threads(model.clone(), 2).unwrap();
+    let last = |cpu: &Cpu, pieces: &[usize]| {
+        let mut session = cpu.session(spec.context).unwrap();
+        let (first, mut rest) = tokens.split_at(1018);
+        session.extend(first, u32::MAX, &mut sworn_engine::NoExports).unwrap();
+        let (mut all, mut selected) = (Everything::default(), Vec::new());
+        for piece in pieces.iter().cycle() {
+            let (now, later) = rest.split_at((*piece).min(rest.len()));
+            selected.extend(session.extend(now, 0, &mut all).unwrap());
+            rest = later;
+            if rest.is_empty() {
+                return (all, selected);
+            }
+        }
+        unreachable!("pieces are not empty")
+    };
+    let whole = last(&cpu.with_simd(Simd::SCALAR), &[100]);
+    for pieces in [&[1][..], &[43], &[1, 2, 3, 5], &[17, 1]] {
+        for simd in Simd::all() {
+            assert!(last(&cpu.with_simd(simd), pieces) == whole, "{} {pieces:?}", simd.name());
+        }
+        let alone = Cpu::with_threads(model.clone(), 1).unwrap();
+        assert!(last(&alone, pieces) == whole, "{pieces:?}");
+    }
+}
+
 /// Wants the positions of a bit pattern and changes nothing.
 struct Watch(u64);
 

@@ -7,6 +7,9 @@ use sworn_isa::GROUP;
 use crate::activation::Activation;
 use crate::panel::{BLOCK, Panel};
 
+pub(super) mod attention;
+pub(super) mod blocks;
+
 /// # Safety
 /// The processor has AVX-512 F, BW, VL, DQ, CD and VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512cd,avx512vnni,avx2,bmi1,bmi2,lzcnt,popcnt")]
@@ -380,21 +383,6 @@ fn exp2neg(d: __m512i, table: &[u16; 257]) -> __m512i {
     _mm512_maskz_srlv_epi32(seen, _mm512_add_epi32(e, half), i)
 }
 
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(super) fn exp(s: &[i32], max: i32, table: &[u16; 257], out: &mut [u16]) {
-    let n = s.len().min(out.len());
-    let (s, out) = (&s[..n], &mut out[..n]);
-    let max = _mm512_set1_epi32(max);
-    for (s, out) in s.chunks(16).zip(out.chunks_mut(16)) {
-        let mask = ((1u32 << s.len()) - 1) as u16;
-        // SAFETY: the mask keeps the read within the chunk.
-        let v = unsafe { _mm512_maskz_loadu_epi32(mask, s.as_ptr()) };
-        let e = _mm512_cvtepi32_epi16(exp2neg(_mm512_sub_epi32(max, v), table));
-        // SAFETY: as above; both chunks have the same length.
-        unsafe { _mm256_mask_storeu_epi16(out.as_mut_ptr().cast(), mask, e) };
-    }
-}
-
 /// Eight times min(CL, (a·b + 2^13) >> 14) of the even 32-bit lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -431,69 +419,4 @@ pub(super) fn silu_mul(g: &[i32], u: &[i32], table: &[u16; 257], out: &mut [i32]
         // SAFETY: the mask keeps the write within the chunk.
         unsafe { _mm512_mask_storeu_epi32(out.as_mut_ptr(), mask, _mm512_mask_sub_epi32(y, flip, zero, y)) };
     }
-}
-
-/// See [`super::Simd::mix`]: thirty-two elements at a time, two positions per product.
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-pub(super) fn mix(p: &[u16], n: usize, values: &[i16], stride: usize, width: usize, out: &mut [i32]) {
-    // A probability of one does not fit a signed product.
-    let whole = if p.iter().all(|p| *p < 0x8000) { width / 32 * 32 } else { 0 };
-    let heads = out.len() / width;
-    for d in (0..whole).step_by(32) {
-        let mut h = 0;
-        while h < heads {
-            let (p, out) = (&p[h * n..], &mut out[h * width..]);
-            h += match heads - h {
-                1 => strip::<1>(p, n, values, stride, d, width, out),
-                2 => strip::<2>(p, n, values, stride, d, width, out),
-                3 => strip::<3>(p, n, values, stride, d, width, out),
-                _ => strip::<4>(p, n, values, stride, d, width, out),
-            };
-        }
-    }
-    if whole < width {
-        super::scalar::mix(p, n, values, stride, whole..width, width, out);
-    }
-}
-
-/// Elements d…d + 31 of H heads; returns H.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-fn strip<const H: usize>(
-    p: &[u16],
-    n: usize,
-    values: &[i16],
-    stride: usize,
-    d: usize,
-    width: usize,
-    out: &mut [i32],
-) -> usize {
-    let zero = _mm512_setzero_si512();
-    let (mut low, mut high) = ([zero; H], [zero; H]);
-    let p: [&[u16]; H] = std::array::from_fn(|h| &p[h * n..][..n]);
-    let at = |j: usize| words(&values[j * stride + d..][..32], 0);
-    for j in (0..n).step_by(2) {
-        let last = j + 1 == n;
-        let (a, b) = (at(j), if last { zero } else { at(j + 1) });
-        let (ab0, ab1) = (_mm512_unpacklo_epi16(a, b), _mm512_unpackhi_epi16(a, b));
-        for h in 0..H {
-            let pair = u32::from(p[h][j]) | if last { 0 } else { u32::from(p[h][j + 1]) << 16 };
-            let pair = _mm512_set1_epi32(pair as i32);
-            low[h] = _mm512_dpwssd_epi32(low[h], ab0, pair);
-            high[h] = _mm512_dpwssd_epi32(high[h], ab1, pair);
-        }
-    }
-    // Lane l of `low` holds elements 8l…8l + 3, of `high` 8l + 4…8l + 7.
-    let first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
-    let second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
-    for h in 0..H {
-        let out = &mut out[h * width + d..][..32];
-        // SAFETY: thirty-two elements are there.
-        unsafe {
-            let to = out.as_mut_ptr();
-            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi64(low[h], first, high[h]));
-            _mm512_storeu_si512(to.add(16).cast(), _mm512_permutex2var_epi64(low[h], second, high[h]));
-        }
-    }
-    H
 }

@@ -1,7 +1,7 @@
 //! Portable code; the other files give the same bits.
 
 use sworn_isa::GROUP;
-use sworn_isa::fixed::{exp2neg, silu_exponent, silu_mul as silu};
+use sworn_isa::fixed::{CL, exp2neg, signed, silu_exponent, silu_mul as silu};
 
 use crate::activation::Activation;
 use crate::panel::{BLOCK, Panel};
@@ -93,6 +93,18 @@ pub(super) fn unpack(rows: [&[u8]; BLOCK], nibbles: bool, out: &mut [i16]) {
     }
 }
 
+/// See [`super::Simd::interleave`].
+pub(super) fn interleave(rows: [&[u8]; BLOCK], out: &mut [u8]) {
+    for (j, out) in out.as_chunks_mut::<{ 4 * BLOCK }>().0.iter_mut().enumerate() {
+        for (out, row) in out.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+            let four = row.get(4 * j..).unwrap_or_default();
+            for (i, out) in out.iter_mut().enumerate() {
+                *out = four.get(i).copied().unwrap_or(0);
+            }
+        }
+    }
+}
+
 #[inline(always)]
 pub(super) fn exp(s: &[i32], max: i32, table: &[u16], out: &mut [u16]) {
     out.iter_mut().zip(s).for_each(|(o, s)| *o = exp2neg(max.wrapping_sub(*s) as u32, table) as u16);
@@ -102,6 +114,21 @@ pub(super) fn exp(s: &[i32], max: i32, table: &[u16], out: &mut [u16]) {
 pub(super) fn silu_mul(g: &[i32], u: &[i32], table: &[u16], out: &mut [i32]) {
     for ((o, g), u) in out.iter_mut().zip(g).zip(u) {
         *o = silu(*g, *u, exp2neg(silu_exponent(*g), table));
+    }
+}
+
+/// `SCORES` from dot products, in place: `fixed::smulrs` without branches.
+#[inline(always)]
+pub(super) fn scale(s: &mut [i32], q: [i32; 2], km: &[u32], ke: &[i32]) {
+    for ((s, m), e) in s.iter_mut().zip(km).zip(ke) {
+        let x = s.unsigned_abs();
+        let b = (q[0] as u32).wrapping_mul(*m);
+        let by = 0i32.wrapping_sub(q[1]).wrapping_sub(*e);
+        let shift = by.clamp(1, 63) as u32;
+        let y = (u64::from(x) * u64::from(b)).wrapping_add(1 << (shift - 1)) >> shift;
+        let y = y.min(CL as u64) as u32;
+        let least = if x == 0 { 0 } else { CL as u32 };
+        *s = signed(*s < 0, if by < 1 { least } else { y });
     }
 }
 
