@@ -239,8 +239,8 @@ contract ModelsTest is Test {
     }
 
     function test_register_badHead() public {
-        expectBad(1, 0, 0, hex"00", "opcode", 0, 33);
-        expectBad(2, 1, 0, hex"21", "opcode", 33, 33);
+        expectBad(1, 0, 0, hex"00", "opcode", 0, 37);
+        expectBad(2, 1, 0, hex"25", "opcode", 37, 37);
         expectBad(0, 0, 1, hex"04", "element type", 4, 4);
         expectBad(1, 2, 2, hex"02", "flags", 2, 2);
         expectBad(1, 2, 4, hex"00000000", "shape", 0, 0);

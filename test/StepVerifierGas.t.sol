@@ -467,4 +467,89 @@ contract StepVerifierGasTest is Judging {
             readTable(0, n, 2, I32);
         }
     }
+
+    // -------------------------------------------------------------------------------------------- log-probabilities
+
+    function test_top() public {
+        logits();
+        d.operands[1] = 0;
+        d.opcode = 33;
+        d.inner = 20;
+        d.p[0] = int32(int256(VOCAB));
+        expected = new int256[](20);
+        (expected[18], expected[19]) = (12345, 33333);
+        hint = 44444;
+        measure("TOP", 19, readTop);
+    }
+
+    function readTop(uint256) internal {
+        readOp(claim.op, 18, 1, I32);
+        readOp(0, 33333, 1, I32);
+        readOp(0, 12345, 1, I32);
+        readOp(0, hint, 1, I32);
+    }
+
+    /// Every token counts: the dearest there can be.
+    function test_mass() public {
+        logits();
+        d.operands[2] = operand(TABLE, U16, 0);
+        expTable();
+        for (uint256 i; i < 64; i++) {
+            tables.push("a table");
+        }
+        d.opcode = 34;
+        d.outer = uint32(VOCAB / 512);
+        d.p[0] = 512;
+        expected = vector(VOCAB / 512, 20);
+        measure("MASS 512", 7, readMass);
+    }
+
+    function readMass(uint256 i) internal {
+        readOp(0, 512 * i, 512, I32);
+        readOp(1, 0, 1, I32);
+        readTable(0, 0, 257, U16);
+    }
+
+    function test_log_sum() public {
+        logits();
+        d.operands[0] = d.operands[1];
+        int256[] memory masses = new int256[](VOCAB / 512);
+        for (uint256 i; i < VOCAB / 512; i++) {
+            masses[i] = 1 << 21;
+        }
+        d.operands[1] = operand(OP, I32, tensor(masses, I32));
+        d.operands[2] = operand(TABLE, U16, 0);
+        expTable();
+        for (uint256 i; i < 64; i++) {
+            tables.push("a table");
+        }
+        d.opcode = 35;
+        d.p[0] = int32(int256(VOCAB / 512));
+        expected = list(1);
+        measure("LOG_SUM of 96 groups", 0, readLogSum);
+    }
+
+    function readLogSum(uint256) internal {
+        readOp(1, 0, 1, I32);
+        readOp(2, 0, VOCAB / 512, I32);
+        // 96 is 2^6 and a half of that.
+        readTable(0, 128, 2, U16);
+    }
+
+    function test_log_prob() public {
+        logits();
+        d.operands[2] = operand(OP, I32, tensor(vector(20, 15), I32));
+        d.operands[3] = operand(OP, I32, tensor(list(12345), I32));
+        d.opcode = 36;
+        d.inner = 21;
+        d.p[0] = int32(int256(VOCAB));
+        expected = vector(21, 20);
+        measure("LOG_PROB", 0, readLogProb);
+    }
+
+    function readLogProb(uint256) internal {
+        readOp(1, 0, 1, I32);
+        readOp(3, 0, 1, I32);
+        readOp(0, 12345, 1, I32);
+    }
 }

@@ -38,7 +38,7 @@ struct Witness {
     bytes32[] descriptorProof;
     bytes page; // the page of the claimed tensor with the claimed element
     bytes32[] pageProof;
-    uint32 hint; // SELECT, SAMPLE: the index held against the claimed one; zero where it is not read
+    uint32 hint; // SELECT, SAMPLE, TOP: the index held against the claimed one; zero where it is not read
     Read[] reads; // in the order in which the opcode reads
 }
 
@@ -83,5 +83,5 @@ interface IStepVerifier {
         ModelShape calldata model,
         Claim calldata claim,
         Witness calldata witness
-    ) external pure returns (int256 claimed, int256 computed);
+    ) external view returns (int256 claimed, int256 computed);
 }

@@ -35,7 +35,7 @@ library Programs {
     uint8 internal constant BLOCK = 1;
     uint8 internal constant HEAD = 2;
 
-    uint256 internal constant LAST_OPCODE = 32;
+    uint256 internal constant LAST_OPCODE = 36;
     uint256 internal constant SAMPLE = 32;
 
     /// @notice the section that a layer runs

@@ -357,6 +357,41 @@ library Slices {
         if (rising != 0) revert IStepVerifier.ValueRange(int256(rising));
     }
 
+    /// @notice `MASS` of `n` elements, I32, none of them above `top`
+    /// @param t the table of powers, U16
+    function wholeMass(Slice s, uint256 n, int256 top, Slice t) internal pure returns (int256 total) {
+        unchecked {
+            // From there on nothing has any mass, and up to there the power's shift, below 32, needs no test.
+            uint256 low = laneBound(top - (1 << 18));
+            uint256 above = laneBound(top + 1);
+            uint256 at = uint64(Slice.unwrap(s));
+            for (uint256 end = at + 4 * n; at < end; at += 32) {
+                if (!anyBetween(at, low, above)) continue;
+                total += wholeMassOf(at, end - at < 32 ? end : at + 32, top, uint64(Slice.unwrap(t)));
+            }
+        }
+    }
+
+    function wholeMassOf(uint256 at, uint256 last, int256 top, uint256 t) private pure returns (int256 total) {
+        uint256 rising;
+        assembly ("memory-safe") {
+            for {} lt(at, last) { at := add(at, 4) } {
+                let d := sub(top, signextend(3, shr(224, calldataload(at))))
+                if gt(d, 0x40000) { continue }
+                d := shr(15, add(mul(d, 23637), 16384))
+                // exp2neg, six bits finer
+                let e := calldataload(add(t, shl(1, shr(5, and(d, 8191)))))
+                let next := and(shr(224, e), 0xffff)
+                e := shr(240, e)
+                rising := or(rising, gt(next, e))
+                e := sub(e, shr(5, add(mul(sub(e, next), and(d, 31)), 16)))
+                d := shr(13, d)
+                total := add(total, shr(d, add(shl(6, e), shr(1, shl(d, 1)))))
+            }
+        }
+        if (rising != 0) revert IStepVerifier.ValueRange(int256(rising));
+    }
+
     /// @notice Σ p[j]·v at position j, over `n` positions
     function weighted(Slice p, Slice v, uint256 n) internal pure returns (int256 total) {
         unchecked {

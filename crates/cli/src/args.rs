@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use alloy::primitives::{Address, B256};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::logprobs::LogProbFlags;
 use crate::sampling::{SamplingFlags, parse_seed};
 
 /// AI inference under oath: answers backed by a bond, wrong ones proven wrong on chain.
@@ -231,6 +232,9 @@ pub(crate) struct Import {
     /// Leave out what runs need to sample (--temperature and the like): the most likely token is taken always
     #[arg(long)]
     pub(crate) greedy: bool,
+    /// Leave out the log-probabilities that runs commit to beside the tokens
+    #[arg(long)]
+    pub(crate) no_logprobs: bool,
     /// Most tokens of prompt and answer together [default: the model's context, at most 8192]
     #[arg(long, value_name = "N")]
     pub(crate) max_positions: Option<u32>,
@@ -328,6 +332,8 @@ pub(crate) struct Ask {
     /// The node knows the model's stop tokens only: it goes on after this text, and what it adds is paid for and under oath as well.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
+    #[command(flatten)]
+    pub(crate) logprobs: LogProbFlags,
     /// Wait until the job is final, not only answered
     #[arg(long)]
     pub(crate) wait_final: bool,
@@ -488,6 +494,8 @@ pub(crate) struct Run {
     /// Seed of the noise, 32 bytes in hex after 0x or a number [default: random]
     #[arg(long, value_name = "SEED", value_parser = parse_seed)]
     pub(crate) seed: Option<B256>,
+    #[command(flatten)]
+    pub(crate) logprobs: LogProbFlags,
     /// Save the answer with its trace root, for `sworn audit`
     #[arg(long, value_name = "FILE")]
     pub(crate) save: Option<PathBuf>,

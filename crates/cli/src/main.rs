@@ -17,6 +17,7 @@ mod history;
 mod keystore;
 mod link;
 mod localnet;
+mod logprobs;
 mod models;
 mod output;
 mod process;

@@ -1,6 +1,7 @@
 //! A sampled answer bought on a devnet, as a user's shell would: order, answer, and an audit of what the chain says about it.
 
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -62,12 +63,27 @@ fn e2e_a_sampled_answer_is_bought_and_audited() {
     let config = ready["config"].as_str().unwrap();
     let with = |key: &str, arguments: &[&str]| json(home, &[arguments, &["--config", config, "--key", key]].concat());
     with(&operator, &["node", "stake", "100"]);
-    with(&operator, &["node", "register", "--endpoint", "http://127.0.0.1:1"]);
+    // A port that is free now.
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    with(&operator, &["node", "register", "--endpoint", &format!("http://{listen}")]);
     with(&operator, &["node", "price", "tiny", "--input", "0.001", "--output", "0.01", "--longest", "100"]);
-    let node = ["node", "run", "--backend", "cpu", "--listen", "127.0.0.1:0", "--config", config, "--key", &operator];
+    let node = ["node", "run", "--backend", "cpu", "--listen", &listen, "--config", config, "--key", &operator];
     let _node = Running(sworn(home, &node).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
 
-    let order = ["Once upon", "--raw", "--max-tokens", "20", "--temperature", "1.2", "--top-p", "0.98", "--seed", "5"];
+    let order = [
+        "Once upon",
+        "--raw",
+        "--max-tokens",
+        "20",
+        "--logprobs",
+        "4",
+        "--temperature",
+        "1.2",
+        "--top-p",
+        "0.98",
+        "--seed",
+        "5",
+    ];
     let asked = with(&user, &[&["ask"], &order[..]].concat());
     assert_eq!(asked["status"], "submitted");
     assert_eq!((&asked["sampling"]["inverse_temperature"], &asked["sampling"]["top_p"]), (&3413.into(), &64225.into()));
@@ -85,6 +101,19 @@ fn e2e_a_sampled_answer_is_bought_and_audited() {
     flags.extend(["--model", "tiny", "--backend", "cpu"]);
     let here = json(home, &flags);
     assert_eq!((&here["tokens"], &here["trace_root"]), (&asked["tokens"], &asked["trace_root"]));
+    // What the node opened is what the run gives here.
+    let opened = asked["logprobs"].as_array().unwrap();
+    assert_eq!(Value::from(opened.clone()), here["logprobs"]);
+    assert_eq!(opened.len(), asked["tokens"].as_array().unwrap().len());
+    for (token, row) in asked["tokens"].as_array().unwrap().iter().zip(opened) {
+        assert_eq!(&row["token"], token);
+        let p = |v: &Value| v["logprob_q14"].as_i64().unwrap();
+        assert_eq!(row["logprob"].as_f64().unwrap(), p(row) as f64 / 16384.0);
+        let top = row["top"].as_array().unwrap();
+        assert!(
+            top.len() == 4 && top.windows(2).all(|w| p(&w[0]) >= p(&w[1])) && p(row) <= p(&top[0]) && p(&top[0]) <= 0
+        );
+    }
 
     let created = with(&user, &["job", "create", "Once upon", "--raw", "--max-tokens", "3"]);
     assert!(created["job"].as_u64() > asked["job"].as_u64());
@@ -98,4 +127,5 @@ fn e2e_a_sampled_answer_is_bought_and_audited() {
     let cut = with(&user, &["ask", "Once upon", "--raw", "--max-tokens", "20", "--stop", &stop]);
     assert_eq!(cut["text"], text.split(&stop).next().unwrap());
     assert_eq!(cut["tokens"], greedy["tokens"]);
+    assert_eq!(cut.get("logprobs"), None);
 }

@@ -1,10 +1,11 @@
 //! Commitments: what is hashed, and how.
 //!
 //! **Owns** the hash trees and range proofs ([`tree`]), the commitments to tensors, token sequences, weight rows, programs
-//! and manifests, the layer-major [`trace`], and the [`witness`] that opens one element's inputs. **May depend on** `isa`
+//! and manifests, the layer-major [`trace`], the [`witness`] that opens one element's inputs, and the opening of a [`head`]. **May depend on** `isa`
 //! and a keccak crate. **Must never** do I/O or know of a chain, a file or a GPU. Its only `unsafe` is in `keccak/x86.rs`.
 #![deny(unsafe_code)]
 
+pub mod head;
 mod keccak;
 pub mod manifest;
 mod run;
@@ -14,6 +15,7 @@ pub mod trace;
 pub mod tree;
 pub mod witness;
 
+pub use head::{HeadOpening, HeadRow};
 pub use keccak::{Lanes, Message, keccak, keccak_many, keccak_words};
 pub use manifest::{Manifest, ManifestError};
 pub use run::RunParams;

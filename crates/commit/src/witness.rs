@@ -157,7 +157,7 @@ pub struct Evidence<'a> {
     pub claimed_pages: &'a PartialTree,
     /// The inputs.
     pub inputs: &'a dyn Inputs,
-    /// `SELECT`: the index held against the claimed one.
+    /// `SELECT`, `SAMPLE`, `TOP`: the index held against the claimed one.
     pub hint: u32,
 }
 

@@ -188,8 +188,11 @@ impl WgpuSession {
             batch.logits.iter().try_for_each(|(position, values)| sink.logits(*position, values))?;
         }
         if exports != Exports::Nothing {
-            for (position, token) in (batch.head..).zip(&batch.tokens) {
-                sink.export(self.layers + 1, position, &[&token.to_be_bytes()])?;
+            for (i, (position, token)) in (batch.head..).zip(&batch.tokens).enumerate() {
+                match batch.log_probs.get(i) {
+                    Some(row) => row.exports(*token, |t| sink.export(self.layers + 1, position, &t))?,
+                    None => sink.export(self.layers + 1, position, &[&token.to_be_bytes()])?,
+                }
             }
         }
         Ok(())

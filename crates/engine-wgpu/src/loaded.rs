@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sworn_engine::LogProber;
 use sworn_engine::sampling::Tail;
 use sworn_isa::{Opcode, OperandKind, Section, SectionKind};
 use sworn_model::Model;
@@ -32,6 +33,8 @@ pub(crate) struct Loaded {
     pub(crate) kept: [Vec<bool>; 3],
     /// How tokens are sampled, where the model can.
     pub(crate) tail: Option<Tail>,
+    /// Log-probabilities, where the model commits to them.
+    pub(crate) log_probs: Option<LogProber>,
     /// Working memory by shape, last used last.
     pub(crate) scratch: Vec<Scratch>,
 }
@@ -52,7 +55,16 @@ impl Loaded {
             (0..section.exports().len()).map(reads).collect()
         });
         let (matrices, stacks, tables, scratch) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
-        let mut loaded = Loaded { gpu, model, matrices, stacks, tables, sections, plans, kept, tail, scratch };
+        let table = |k: u32| model.table(k as usize).values.iter().map(|v| *v as u16).collect();
+        let whole = model.program().section(SectionKind::Head);
+        let log_probs = LogProber::new(&whole.ops, table);
+        if log_probs.is_none() && whole.exports().len() > 1 {
+            return Err(GpuError::Unsupported(
+                "its head has log-probabilities in another arrangement than importers write".into(),
+            ));
+        }
+        let mut loaded =
+            Loaded { gpu, model, matrices, stacks, tables, sections, plans, kept, tail, log_probs, scratch };
         for layer in 0..=loaded.model.layers() + 1 {
             loaded.upload(layer)?;
         }

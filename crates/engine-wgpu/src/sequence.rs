@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use sworn_commit::{Hash, RunParams};
+use sworn_commit::{Hash, HeadRow, RunParams};
 use sworn_engine::Simd;
 use sworn_engine::sampling::Chooser;
 use sworn_isa::sampling::PENALTY_WINDOW;
@@ -79,6 +79,8 @@ pub(crate) struct Batch {
     pub(crate) logits: Vec<(u32, Vec<i32>)>,
     /// The selected token of each head row, the first of which is at this position.
     pub(crate) tokens: Vec<u32>,
+    /// Their log-probabilities, where exports are wanted and the model commits to them.
+    pub(crate) log_probs: Vec<HeadRow>,
     pub(crate) head: u32,
 }
 
@@ -169,7 +171,8 @@ impl Loaded {
             let last = self.sections[SectionKind::Head as usize].ops.len() - 1;
             let logits = scratch.inner(SectionKind::Head, last);
             let (logits, place) = logits.ok_or_else(|| GpuError::Device("no memory for logits".into()))?;
-            if pending.wanted.logits || chosen_here {
+            let committed = pending.wanted.exports != Exports::Nothing && self.log_probs.is_some();
+            if pending.wanted.logits || chosen_here || committed {
                 // Rows are padded, so each is read on its own.
                 let rows = (0..n as usize).map(|r| logits.slice(r * place.stride as usize, vocabulary)).collect();
                 pending.logits.push((at.first, self.gpu.read_later(rows)));
@@ -198,6 +201,7 @@ impl Loaded {
             exports: None,
             logits: Vec::new(),
             tokens: Vec::new(),
+            log_probs: Vec::new(),
             head: first + wanted.head_from.min(rows),
         };
         for (position, later) in logits {
@@ -208,6 +212,10 @@ impl Loaded {
         match tokens {
             Some(later) => batch.tokens = later.wait()?.iter().flat_map(|b| bytemuck::pod_collect_to_vec(b)).collect(),
             None => batch.tokens = self.choose(sequence, &batch.logits)?,
+        }
+        if let Some(prober) = self.log_probs.as_ref().filter(|_| wanted.exports != Exports::Nothing) {
+            let rows = batch.logits.iter().zip(&batch.tokens);
+            batch.log_probs = rows.map(|((_, logits), token)| prober.row(logits, *token)).collect();
         }
         if let Some((layout, later)) = exports {
             let bytes = later.wait()?.first().map(|b| b.to_vec()).unwrap_or_default();

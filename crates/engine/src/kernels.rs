@@ -15,7 +15,10 @@ use crate::linear::{self, Matrix, Scale};
 use crate::simd::Simd;
 use crate::tensor::{OpTensor, View};
 
+mod logprob;
 mod sampling;
+
+pub(crate) use logprob::top;
 
 /// What one operand of an operator supplies.
 #[derive(Clone, Copy, Debug)]
@@ -358,6 +361,7 @@ fn words(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch
         Opcode::Temper | Opcode::Histogram | Opcode::Cut | Opcode::Threshold | Opcode::Sample => {
             return sampling::apply(x, out);
         }
+        Opcode::Top | Opcode::Mass | Opcode::LogSum | Opcode::LogProb => return logprob::apply(x, simd, out),
         Opcode::Quant | Opcode::ToFixed | Opcode::Exp | Opcode::Prob => return Err(x.mismatch(0)),
     }
     Ok(())

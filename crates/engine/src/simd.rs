@@ -260,6 +260,17 @@ impl Simd {
         }
     }
 
+    /// `MASS` of one group modulo 2^32; `table` is the exponential's.
+    #[inline]
+    pub(crate) fn mass(self, z: &[i32], max: i32, table: &[u16]) -> i32 {
+        match (self.0, <&[u16; 257]>::try_from(table)) {
+            // SAFETY: `Level::Avx512` exists only where `detect` found AVX-512.
+            #[cfg(target_arch = "x86_64")]
+            (Level::Avx512, Ok(table)) => unsafe { avx512::mass(z, max, table) },
+            _ => self.run(|| scalar::mass(z, max, table)),
+        }
+    }
+
     /// `SILU_MUL`; `table` is the exponential's.
     #[inline]
     pub(crate) fn silu_mul(self, g: &[i32], u: &[i32], table: &[u16], out: &mut [i32]) {

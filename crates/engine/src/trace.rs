@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
-use sworn_commit::{Hash, TraceBuilder, TraceDims, TraceTree, sequence, trace};
+use sworn_commit::{Hash, HeadRow, TraceBuilder, TraceDims, TraceTree, sequence, trace};
 
 use crate::tensor::OpTensor;
 use crate::{EngineError, ExportSink, Result};
@@ -83,6 +83,8 @@ pub struct Trace {
     pub layers_root: Hash,
     /// What identifies the run: model, input, output and every exported tensor.
     pub root: Hash,
+    /// The log-probabilities that the head's rows commit to; none if the model has none.
+    pub log_probs: Vec<HeadRow>,
 }
 
 /// An [`ExportSink`] that hashes what it is given.
@@ -93,6 +95,7 @@ pub struct TraceRecorder<'a> {
     /// Exports that are not hashed yet, and the layer and row of each.
     waiting: Rows,
     names: Vec<(u16, u32)>,
+    log_probs: Vec<HeadRow>,
     cancel: Option<&'a AtomicBool>,
 }
 
@@ -100,7 +103,8 @@ impl<'a> TraceRecorder<'a> {
     /// For a model of `layers` blocks and a prompt of `n_in` tokens. A set `cancel` flag stops the run.
     pub fn new(layers: u16, n_in: u32, cancel: Option<&'a AtomicBool>) -> Self {
         let builder = TraceBuilder::new(layers);
-        TraceRecorder { layers, n_in, builder, waiting: Rows::default(), names: Vec::new(), cancel }
+        let (waiting, names, log_probs) = Default::default();
+        TraceRecorder { layers, n_in, builder, waiting, names, log_probs, cancel }
     }
 
     /// As [`Self::new`], with the first `rows` positions of a run that began with the same tokens: a leaf depends on the tokens up to its
@@ -179,13 +183,16 @@ impl<'a> TraceRecorder<'a> {
         let layers_root = tree.layers_root();
         let (input, output) = (sequence::hash(prompt), sequence::hash(output));
         let root = trace::trace_root(model, &input, &output, dims.positions(), &layers_root);
-        Ok(Trace { dims, tree, layers_root, root })
+        Ok(Trace { dims, tree, layers_root, root, log_probs: self.log_probs })
     }
 }
 
 impl ExportSink for TraceRecorder<'_> {
     fn export(&mut self, layer: u16, position: u32, tensors: &[&[u8]]) -> Result<()> {
         self.names.push((layer, self.row(layer, position)?));
+        if layer == self.layers + 1 {
+            self.log_probs.extend(HeadRow::from_exports(tensors));
+        }
         self.waiting.push_encoded(tensors);
         if self.waiting.bytes.len() >= BATCH { self.flush() } else { Ok(()) }
     }

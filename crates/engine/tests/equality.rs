@@ -275,8 +275,9 @@ fn check_rows(cpu: &Cpu, prompt: &[u32], output: &[u32], run: &RunParams, t: &Tr
             let bytes = &r.ops[k];
             assert_eq!(bytes.len() as u64, d.bytes(r.position));
             let values: Vec<i64> = bytes.chunks(d.dtype.width()).map(|b| d.dtype.decode(b)).collect();
-            let best = if matches!(d.opcode, Opcode::Select | Opcode::Sample) { values[0] as u32 } else { 0 };
             for (i, v) in values.iter().enumerate() {
+                let claims = matches!(d.opcode, Opcode::Select | Opcode::Sample | Opcode::Top);
+                let best = if claims { *v as u32 } else { 0 };
                 let mut reader = Reader { replay: &r, d, own: &values[..i], best, exports: &exports };
                 let want = element(d, r.position, i as u64, &mut reader);
                 assert_eq!(want, Ok(*v), "layer {layer} row {row} operator {k} ({}) element {i}", d.opcode);

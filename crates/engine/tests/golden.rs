@@ -41,7 +41,8 @@ fn numbers(v: &Value) -> Vec<u32> {
 
 fn model() -> Model {
     let store = ModelStore::from_env().unwrap();
-    let options = ImportOptions { weights: WeightFormats::Int8, sampling: false, ..ImportOptions::default() };
+    let options =
+        ImportOptions { weights: WeightFormats::Int8, sampling: false, log_probs: false, ..ImportOptions::default() };
     pull_as("smollm2-135m", "smollm2-135m-int8", &options, store.home(), &mut |_| {}).unwrap()
 }
 

@@ -113,6 +113,10 @@ opcodes! {
     Cut = 30, "CUT", "bin in which a rank or a mass is reached";
     Threshold = 31, "THRESHOLD", "smallest logit that may be sampled";
     Sample = 32, "SAMPLE", "token selection with noise";
+    Top = 33, "TOP", "likeliest tokens in order";
+    Mass = 34, "MASS", "probability mass per group";
+    LogSum = 35, "LOG_SUM", "logarithm of the whole mass";
+    LogProb = 36, "LOG_PROB", "log-probabilities of tokens";
 }
 
 impl core::fmt::Display for Opcode {
@@ -350,13 +354,16 @@ impl Descriptor {
             (Dequant | SoftCap | Window | Temper, 0) => count,
             (Dequant, 1) => 2,
             (Window, 1) => 1,
-            (Max | Sum, 0) => count.saturating_mul(p(0)),
+            (Max | Sum | Mass, 0) => count.saturating_mul(p(0)),
             (Histogram, 0) => (self.inner as u64).saturating_mul(p(0)),
-            (Histogram, 1) | (Threshold, 0) | (Sample, 2) => 1,
+            (Histogram | Mass, 1) | (Threshold | LogSum, 0) | (Sample, 2) | (LogProb, 1 | 3) => 1,
             (Histogram, 2) if p(1) == 1 => 257,
+            (Mass, 2) => 257,
+            (LogSum, 2) => crate::logprob::LN_ENTRIES as u64,
             (Histogram, 2) | (Cut, 1) | (Threshold, 1..=3) => 2,
             (Cut, 0) => crate::sampling::BINS as u64,
-            (Select | Sample, 0) => p(0),
+            (Select | Sample | Top | LogProb, 0) | (LogSum, 1) => p(0),
+            (LogProb, 2) => count.saturating_sub(1),
             (Sample, 3) => crate::sampling::NOISE_ENTRIES as u64,
             _ => return None,
         })

@@ -9,6 +9,7 @@ use crate::fixed::{
     CL, add_clamp, dequant, exp2neg_with, gelu_exponent, narrow, norm_scale, norm_term, prob, quant, quant_scale, rms,
     scale_times, silu_exponent, silu_mul, smul15, smulrs, soft_cap, soft_cap_exponent, to_fixed,
 };
+use crate::logprob;
 use crate::row::RowFormat;
 use crate::sampling::{self, Sampling};
 
@@ -53,9 +54,9 @@ pub trait StepReader {
     fn noise(&mut self, position: u32, token: u32) -> u32;
     /// An earlier element of the operator's own output.
     fn own(&mut self, index: u64) -> Result<i64, Self::Error>;
-    /// The claimed value of the element itself (`SELECT` only).
+    /// The claimed value of the element itself (`SELECT`, `SAMPLE`, `TOP`).
     fn claimed(&mut self) -> Result<i64, Self::Error>;
-    /// The index that the prover holds against a claimed selection.
+    /// The index that the prover holds against a claimed one.
     fn hint(&mut self) -> u32;
 }
 
@@ -398,6 +399,62 @@ pub fn element<R: StepReader>(d: &Descriptor, t: u32, i: u64, r: &mut R) -> Resu
                 ((chosen >= least).then_some(chosen + noises[0]), (other >= least).then_some(other + noises[1]));
             // None, a token that may not be sampled, is less than any.
             if other > chosen || (other.is_some() && other == chosen && hint < c) { hint as i64 } else { claimed }
+        }
+        Opcode::Top => {
+            let claimed = r.claimed()?;
+            let vocabulary = group(0)?;
+            let named = |v: i64| u64::try_from(v).ok().filter(|v| *v < vocabulary);
+            let previous = if i > 0 { Some(r.own(i - 1)?) } else { None };
+            let chosen = match named(claimed) {
+                Some(c) => Some((claimed, one!(0, c))),
+                None => None,
+            };
+            let previous = match previous {
+                Some(p) => Some((p, one!(0, named(p).ok_or_else(range)?))),
+                None => None,
+            };
+            let hint = r.hint() as i64;
+            let other = (hint, one!(0, named(hint).ok_or_else(range)?));
+            // What may stand here comes after the token before.
+            let may = |token: (i64, i64)| previous.is_none_or(|p| logprob::before(p, token));
+            let better = chosen.is_none_or(|c| !may(c) || logprob::before(other, c));
+            if may(other) && better { hint } else { claimed }
+        }
+        Opcode::Mass => {
+            let g = group(0)?;
+            let z = r.read(0, i * g, g)?;
+            let max = one!(1, 0);
+            let mut table = Vec::new();
+            for v in r.read(2, 0, 257)? {
+                table.push(u16::try_from(v).map_err(|_| range())?);
+            }
+            let mut sum = 0i64;
+            for z in z {
+                sum += logprob::mass(u32::try_from(max - z).map_err(|_| range())?, &table) as i64;
+            }
+            int(sum)? as i64
+        }
+        Opcode::LogSum => {
+            let max = int(one!(0, 0))?;
+            let mut total = 0u64;
+            for v in r.read(1, 0, group(0)?)? {
+                total += word(v)? as u64;
+            }
+            let (k, j, rest) = logprob::total_parts(total).ok_or_else(range)?;
+            let pair = r.read(2, j as u64, 2)?;
+            logprob::log_sum(max, k, rest, int(pair[0])?, int(pair[1])?) as i64
+        }
+        Opcode::LogProb => {
+            let log_sum = int(one!(1, 0))?;
+            let token = match i {
+                0 => one!(3, 0),
+                _ => one!(2, i - 1),
+            };
+            let logit = int(one!(0, word(token)? as u64))?;
+            if logit > log_sum {
+                return Err(range());
+            }
+            logprob::log_prob(logit, log_sum) as i64
         }
     })
 }

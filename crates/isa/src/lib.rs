@@ -13,6 +13,7 @@ extern crate alloc;
 mod descriptor;
 mod element;
 pub mod fixed;
+pub mod logprob;
 mod program;
 mod row;
 pub mod sampling;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 use crate::descriptor::{DESCRIPTOR_BYTES, Descriptor, DescriptorError, Dtype, Opcode, Operand, OperandKind};
-use crate::{row::RowFormat, sampling};
+use crate::{logprob, row::RowFormat, sampling};
 
 /// Most operators in a section; the contract that registers models admits no more.
 pub const MAX_OPS: usize = 96;
@@ -168,8 +168,14 @@ impl Program {
         }
         let head = &self.section(SectionKind::Head).ops;
         let exported: Vec<_> = head.iter().filter(|d| d.export).collect();
-        if exported.len() != 1 || !matches!(exported[0].opcode, Opcode::Select | Opcode::Sample) {
-            return Err(ProgramError::Section(SectionKind::Head, "must export its SELECT or SAMPLE and nothing else"));
+        let (first, others) = exported.split_at(exported.len().min(1));
+        if !first.iter().all(|d| matches!(d.opcode, Opcode::Select | Opcode::Sample))
+            || !others.iter().all(|d| matches!(d.opcode, Opcode::Top | Opcode::LogProb))
+        {
+            return Err(ProgramError::Section(
+                SectionKind::Head,
+                "must export its SELECT or SAMPLE, and after it nothing but a TOP and a LOG_PROB",
+            ));
         }
         Ok(())
     }
@@ -273,6 +279,10 @@ impl Program {
             Cut => count == 2 && (0..=1).contains(&p[0]),
             Threshold => count == 1 && (8..=20).contains(&p[0]) && p[1] == p[0] - 8,
             Sample => count == 1 && p[0] > 0,
+            Top => p[0] > 0 && count <= u64::from(logprob::MOST).min(p[0] as u64),
+            Mass => (1..=logprob::GROUP as i32).contains(&p[0]) && count <= u64::from(logprob::GROUPS),
+            LogSum => count == 1 && (1..=logprob::GROUPS as i32).contains(&p[0]),
+            LogProb => p[0] > 0 && (2..=u64::from(logprob::MOST) + 1).contains(&count),
         };
         if !ok {
             return Err("a parameter is outside its range");
@@ -312,6 +322,9 @@ impl Program {
             Cut => [&[K::Op], &[K::Op], &[], &[]],
             Threshold => [&[K::Op], &[K::Op], &[K::Op], &[K::Op]],
             Sample => [&[K::Op], &[K::Token], &[K::Op], &[K::Table]],
+            Top => [&[K::Op], &[], &[], &[]],
+            Mass | LogSum => [&[K::Op], &[K::Op], &[K::Table], &[]],
+            LogProb => [&[K::Op], &[K::Op], &[K::Op], &[K::Op]],
         };
         for (k, kinds) in wanted.iter().enumerate() {
             let o = d.operands[k];
@@ -397,7 +410,7 @@ fn allowed_types(opcode: Opcode, operand: usize) -> &'static [Dtype] {
         (Mix, 1) | (Gain, 1) | (NormScale, 2) | (Rope, 1 | 2) => &[Dtype::I16],
         (Dequant, 0) => &[Dtype::I8, Dtype::I16],
         (Histogram, 2) => &[Dtype::U16, Dtype::I32],
-        (Exp | SiluMul | GeluMul, 2) | (SoftCap, 1) | (RowSum | Prob | Mix, 0) => &[Dtype::U16],
+        (Exp | SiluMul | GeluMul | Mass | LogSum, 2) | (SoftCap, 1) | (RowSum | Prob | Mix, 0) => &[Dtype::U16],
         _ => &[Dtype::I32],
     }
 }

@@ -27,11 +27,19 @@ pub struct ImportOptions {
     pub weights: WeightFormats,
     /// Whether runs may sample, where the vocabulary allows it; otherwise they take the most likely token.
     pub sampling: bool,
+    /// Whether runs commit to log-probabilities, where the vocabulary allows it.
+    pub log_probs: bool,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        ImportOptions { max_positions: None, name: None, weights: WeightFormats::default(), sampling: true }
+        ImportOptions {
+            max_positions: None,
+            name: None,
+            weights: WeightFormats::default(),
+            sampling: true,
+            log_probs: true,
+        }
     }
 }
 
@@ -40,7 +48,7 @@ impl ImportOptions {
     pub(crate) fn made(&self, model: &Model) -> bool {
         let d = model.description();
         let (hyper, positions) = (d.config.hyper.clone(), self.max_positions);
-        let wanted = Config::new(hyper, positions, self.sampling);
+        let wanted = Config::new(hyper, positions, self.sampling, self.log_probs);
         wanted.is_ok_and(|c| c == d.config) && d.rounding == self.weights.rounding(false)
     }
 }
@@ -101,7 +109,7 @@ fn import_open(
     progress: OnProgress<'_>,
 ) -> Result<Hash> {
     // Everything that can be refused is refused before the first byte is written.
-    let config = Config::new(source.hyper().clone(), options.max_positions, options.sampling)?;
+    let config = Config::new(source.hyper().clone(), options.max_positions, options.sampling, options.log_probs)?;
     config.check_tensors(source)?;
     let text = source.text()?;
     let parts = Parts {

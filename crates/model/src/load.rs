@@ -390,6 +390,7 @@ impl Model {
     /// Every WEIGHT and TABLE operand of every layer means something of the shape and range that its operator needs.
     fn check_references(&self) -> std::result::Result<(), String> {
         let layers = self.layers();
+        let (exp, ln) = (quantise::exp_table(), quantise::ln_table());
         // Each matrix once, with the widest activation that multiplies it.
         let mut widest = vec![0u8; self.index.weights.len()];
         for layer in 0..=layers + 1 {
@@ -421,26 +422,32 @@ impl Model {
                             if table.dtype != o.dtype || Some(table.values.len() as u64) != d.operand_elements(k, top) {
                                 return Err(format!("{}: table {i} has another type or size", at()));
                             }
+                            // The contents of those that name a function are part of the instruction set.
+                            let (wanted, name) = match d.opcode {
+                                Opcode::LogSum => (&ln, "logarithm"),
+                                _ => (&exp, "exponential"),
+                            };
+                            let values = table.values.iter().map(|v| i64::from(*v));
+                            if table.dtype == Dtype::U16 && !values.eq(wanted.iter().copied()) {
+                                return Err(format!("table {i} is not the instruction set's {name}"));
+                            }
                         }
                         _ => {}
                     }
                 }
-                if matches!(d.opcode, Opcode::Embed | Opcode::Select | Opcode::Sample)
+                if matches!(d.opcode, Opcode::Embed | Opcode::Select | Opcode::Sample | Opcode::Top | Opcode::LogProb)
                     && d.params[0] as u32 != self.manifest.vocab
                 {
                     return Err(format!("layer {layer}, operator {op}: its vocabulary is not the manifest's"));
                 }
             }
         }
-        let exp = quantise::exp_table();
         for (i, table) in self.tables.iter().enumerate() {
-            let is_exp = || table.values.iter().map(|v| i64::from(*v)).eq(exp.iter().copied());
             match table.dtype {
                 Dtype::I16 if table.values.contains(&-32768) => return Err(format!("table {i} holds −32768")),
                 Dtype::I32 if table.values.iter().any(|v| v.unsigned_abs() > CL as u32) => {
                     return Err(format!("table {i} holds a value of 2^30 or more"));
                 }
-                Dtype::U16 if !is_exp() => return Err(format!("table {i} is not the instruction set's exponential")),
                 _ => {}
             }
         }

@@ -91,6 +91,11 @@ pub fn exp_table() -> Vec<i64> {
     (0..=256).map(|j| (32768.0 * libm::exp2(-f64::from(j) / 256.0) + 0.5).floor() as i64).collect()
 }
 
+/// T[j] = round(2^14·ln(1 + j/256)), j = 0…256.
+pub fn ln_table() -> Vec<i64> {
+    (0..=256).map(|j| (pow2(FRACTION) * libm::log(1.0 + f64::from(j) / 256.0) + 0.5).floor() as i64).collect()
+}
+
 /// The noise of `SAMPLE`, Gumbel variates in Q14: T[n] = round(2^14·−ln(−ln(1 − V_n))), V_n = 2^(⌊n/256⌋ − 32)·(1 + (n mod 256)/256),
 /// n = 0…8191, and V_8192 = 1 − 2^−10 in place of 1. It falls from 22.2 to −1.9.
 pub fn noise_table() -> Vec<i64> {

@@ -99,7 +99,7 @@ impl SyntheticSpec {
             embedding_scale: 1.0,
             activation: Activation::Silu,
         };
-        Config { hyper, positions: self.context, sampling: false }
+        Config { log_probs: crate::family::can_log_probs(self.vocab), hyper, positions: self.context, sampling: false }
     }
 
     /// Letters in pairs, then in triples, as merges.

@@ -29,6 +29,7 @@ pub(crate) fn write(
             TableSpec::Cosine => ("rope_cos".to_owned(), Dtype::I16, cos.clone()),
             TableSpec::Sine => ("rope_sin".to_owned(), Dtype::I16, sin.clone()),
             TableSpec::Noise => ("noise".to_owned(), Dtype::I32, quantise::noise_table()),
+            TableSpec::Logarithm => ("ln".to_owned(), Dtype::U16, quantise::ln_table()),
             TableSpec::Gain { tensor, n, factor, rotated } => {
                 let gain = vector(&tensor, n, rotated, config, source)?;
                 let table = quantise::gain_table(&gain, factor)

@@ -24,6 +24,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::time::Sleep;
 
 use sworn_bindings::sampling_word;
+use sworn_commit::HeadOpening;
 use sworn_engine::EngineError;
 
 use crate::Error;
@@ -50,6 +51,7 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stoppe
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/trace", get(trace))
         .route("/v1/jobs/{id}/ops/{layer}/{row}", get(ops))
+        .route("/v1/jobs/{id}/logprobs", get(log_probs))
         .fallback(|| async { Fault(StatusCode::NOT_FOUND, "there is no such page".into()) })
         .method_not_allowed_fallback(|| async { Fault(StatusCode::METHOD_NOT_ALLOWED, "only GET is served".into()) })
         .layer(middleware::from_fn_with_state(http.clone(), bounded))
@@ -203,6 +205,18 @@ async fn trace(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<
     let tree = http.shared.trace(&record.job, &answer, Purpose::Visit).await?;
     match http.shared.conduct.serve_trace(&record.job, tree) {
         Some(tree) => Ok(binary(tree.encode())),
+        None => Err(unknown(id)),
+    }
+}
+
+async fn log_probs(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<Response, Fault> {
+    let id = job_id(&id)?;
+    let (record, answer) = http.shared.answered(id)?.ok_or_else(|| unknown(id))?;
+    let opening = http.shared.log_probs(&record.job, &answer).await?;
+    let opening = opening
+        .ok_or_else(|| Fault(StatusCode::NOT_FOUND, "the job's model does not commit to log-probabilities".into()))?;
+    match http.shared.conduct.serve_log_probs(&record.job, opening.rows) {
+        Some(rows) => Ok(binary(HeadOpening { rows, ..opening }.encode())),
         None => Err(unknown(id)),
     }
 }

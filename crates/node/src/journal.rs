@@ -10,7 +10,8 @@ use alloy::sol_types::SolValue;
 use serde::{Deserialize, Serialize};
 use sworn_bindings::{IChallenges, Target};
 use sworn_chain::{Store, Table};
-use sworn_commit::{TraceDims, TraceTree};
+use sworn_commit::{HeadOpening, TraceDims, TraceTree};
+use sworn_isa::logprob::MOST;
 
 use crate::{Error, Job, Result};
 
@@ -120,11 +121,14 @@ impl Journal {
 
     /// Keeps a trace; whole or not at all.
     pub(crate) fn put_trace(&self, id: U256, trace: &TraceTree) -> Result<()> {
-        let path = self.trace_path(id);
-        let fresh = path.with_extension("new");
+        Self::write(self.trace_path(id), &trace.encode())
+    }
+
+    fn write(path: PathBuf, bytes: &[u8]) -> Result<()> {
+        let fresh = path.with_added_extension("new");
         let write = || -> std::io::Result<()> {
             let mut file = fs::File::create(&fresh)?;
-            file.write_all(&trace.encode())?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)
         };
@@ -137,7 +141,27 @@ impl Journal {
         TraceTree::decode(&bytes, dims).filter(|t| t.layers_root() == layers_root.0)
     }
 
+    fn log_probs_path(&self, id: U256) -> PathBuf {
+        self.traces.join(format!("{id}.logprobs"))
+    }
+
+    /// Keeps log-probabilities; whole or not at all.
+    pub(crate) fn put_log_probs(&self, id: U256, opening: &HeadOpening) -> Result<()> {
+        Self::write(self.log_probs_path(id), &opening.encode())
+    }
+
+    /// Kept log-probabilities, if they are there and are those of the trace.
+    pub(crate) fn log_probs(&self, id: U256, trace: &TraceTree, tokens: &[u32]) -> Option<HeadOpening> {
+        let bytes = fs::read(self.log_probs_path(id)).ok()?;
+        let layers = u16::try_from(trace.layers().len()).ok()?.checked_sub(2)?;
+        let dims = TraceDims { layers, n_in: 1, n_out: tokens.len() as u32 };
+        (1..=MOST as usize)
+            .filter(|n| HeadOpening::encoded_len(&dims, *n) == bytes.len() as u64)
+            .find_map(|n| HeadOpening::verify(&bytes, &dims, n, tokens, &trace.layers_root()).ok())
+    }
+
     pub(crate) fn remove_trace(&self, id: U256) {
         let _ = fs::remove_file(self.trace_path(id));
+        let _ = fs::remove_file(self.log_probs_path(id));
     }
 }

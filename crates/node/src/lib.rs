@@ -1,7 +1,7 @@
 //! A node: serves models under oath.
 //!
 //! **Owns** the life of a job from the node's side ([`plan`] decides, the agent acts), the [`Prover`] and [`Conduct`] seams, the
-//! answers to demands, the HTTP side and the events of `sworn node run`. **May depend on** `commit`, `model`, `engine`,
+//! answers to demands, the HTTP side and the events of `sworn node run`. **May depend on** `isa`, `commit`, `model`, `engine`,
 //! `bindings`, `chain`. **Must never** post what it has not executed, keep anything that chain and journal do not give back after
 //! a crash, or contain dishonest behaviour: tests bring that along through the seams.
 //!
@@ -17,6 +17,7 @@
 //! | `/v1/jobs/{id}` | state, model, prompt, sampling, seed, tokens, layersRoot |
 //! | `/v1/jobs/{id}/trace` | every leaf, 32 bytes each, layer-major, as [`sworn_commit::TraceTree::encode`] |
 //! | `/v1/jobs/{id}/ops/{layer}/{row}` | the outputs of every operator of that row, one after another, as committed; their lengths follow from the program |
+//! | `/v1/jobs/{id}/logprobs` | the log-probabilities of every output token with their path to the layers root, as [`sworn_commit::HeadOpening::encode`] |
 #![forbid(unsafe_code)]
 
 mod agent;

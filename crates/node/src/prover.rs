@@ -7,8 +7,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use alloy::primitives::{B256, U256};
 use serde::{Deserialize, Serialize};
 use sworn_bindings::Target;
-use sworn_commit::{RunParams, TraceTree};
+use sworn_commit::{HeadRow, RunParams, TraceTree};
 use sworn_engine::{Backend, Cpu, EngineError, Limits, Request, Scheduler, audit, replay};
+use sworn_isa::SectionKind;
+use sworn_isa::logprob::LogProbs;
 
 use crate::{Error, Result};
 
@@ -52,6 +54,8 @@ pub struct Execution {
     pub tokens: Vec<u32>,
     /// The trace that is committed to.
     pub trace: TraceTree,
+    /// The log-probabilities that it commits to; none if the model has none.
+    pub log_probs: Vec<HeadRow>,
 }
 
 /// Computes answers and, later, whatever of them is demanded. All calls block and may take long; the same arguments give the same
@@ -75,6 +79,12 @@ pub trait Prover: Send + Sync + 'static {
     /// It cannot.
     fn leaves(&self, job: &Job, tokens: &[u32]) -> Result<TraceTree>;
 
+    /// The log-probabilities of an answered job, again; none if its model has none.
+    ///
+    /// # Errors
+    /// It cannot.
+    fn log_probs(&self, job: &Job, tokens: &[u32]) -> Result<Vec<HeadRow>>;
+
     /// The outputs of every operator of (layer, row), as committed.
     ///
     /// # Errors
@@ -97,6 +107,11 @@ pub trait Conduct: Send + Sync + 'static {
     /// The served trace; none: it is withheld.
     fn serve_trace(&self, _job: &Job, trace: TraceTree) -> Option<TraceTree> {
         Some(trace)
+    }
+
+    /// The served log-probabilities; none: they are withheld.
+    fn serve_log_probs(&self, _job: &Job, rows: Vec<HeadRow>) -> Option<Vec<HeadRow>> {
+        Some(rows)
     }
 
     /// The served operators of (layer, row); none: they are withheld.
@@ -198,11 +213,20 @@ impl Prover for EngineProver {
         let stop = &served.backend.model().manifest().stop_tokens;
         let request = Request { prompt: &job.prompt, max_new: job.max_new, stop, run: job.run, cancel: None };
         let done = self.scheduler(served)?.generate(&request, cancel.clone(), &mut |_| {})?;
-        Ok(Execution { tokens: done.tokens, trace: done.trace.tree })
+        Ok(Execution { tokens: done.tokens, trace: done.trace.tree, log_probs: done.trace.log_probs })
     }
 
     fn leaves(&self, job: &Job, tokens: &[u32]) -> Result<TraceTree> {
         Ok(audit(&*self.of(job)?.backend, &job.prompt, tokens, &job.run, None)?.trace.tree)
+    }
+
+    fn log_probs(&self, job: &Job, tokens: &[u32]) -> Result<Vec<HeadRow>> {
+        let served = self.of(job)?;
+        let head = &served.backend.model().program().section(SectionKind::Head).ops;
+        match LogProbs::find(head) {
+            Some(_) => Ok(audit(&*served.backend, &job.prompt, tokens, &job.run, None)?.trace.log_probs),
+            None => Ok(Vec::new()),
+        }
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> Result<Vec<Vec<u8>>> {

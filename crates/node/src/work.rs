@@ -8,7 +8,7 @@ use std::time::Instant;
 use alloy::primitives::{B256, U256};
 use sworn_bindings::{IChallenges, IMarket, Target, order_hash};
 use sworn_chain::{Intent, Sender};
-use sworn_commit::{TraceDims, TraceTree, sequence};
+use sworn_commit::{HeadOpening, HeadRow, TraceDims, TraceTree, sequence};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{self, Opened};
@@ -206,6 +206,7 @@ impl Shared {
             let done = shared.prover.execute(&job, &cancel)?;
             // Before the journal says that the job is executed, so that no crash leaves an answer without its trace for long.
             shared.journal.put_trace(job.id, &done.trace)?;
+            shared.keep_log_probs(&job, &done.trace, &done.log_probs);
             Ok(done)
         })
         .await;
@@ -297,6 +298,33 @@ impl Shared {
             Ok(tree)
         })
         .await
+    }
+
+    /// A job's log-probabilities with their path to the layers root, as it is served; `None` if its model has none.
+    pub(crate) async fn log_probs(self: &Arc<Self>, job: &Job, answer: &AnswerRecord) -> Result<Option<HeadOpening>> {
+        let tree = self.trace(job, answer, Purpose::Visit).await?;
+        let (shared, job, answer) = (self.clone(), job.clone(), answer.clone());
+        let place = self.place(Purpose::Visit).await;
+        blocking(move || {
+            let _place = place;
+            if let Some(opening) = shared.journal.log_probs(job.id, &tree, &answer.tokens) {
+                return Ok(Some(opening));
+            }
+            let rows = shared.prover.log_probs(&job, &answer.tokens)?;
+            shared.keep_log_probs(&job, &tree, &rows);
+            Ok((!rows.is_empty()).then(|| HeadOpening::new(&tree, rows)))
+        })
+        .await
+    }
+
+    /// Keeps log-probabilities if there are any: without them they are computed again when somebody asks.
+    fn keep_log_probs(&self, job: &Job, tree: &TraceTree, rows: &[HeadRow]) {
+        if rows.is_empty() {
+            return;
+        }
+        if let Err(error) = self.journal.put_log_probs(job.id, &HeadOpening::new(tree, rows.to_vec())) {
+            tracing::warn!(job = %job.id, %error, "the log-probabilities are not kept");
+        }
     }
 
     /// The operators of a row, recomputed or remembered.

@@ -357,7 +357,7 @@ async fn demands_are_answered_and_delay_the_pay() {
     let job = world.reaches(id, JobState::Submitted).await;
     let prover = world.prover();
     let bought = Job { id, model: world.id(), prompt, max_new: 5, run: RunParams::default() };
-    let Execution { tokens, trace } = prover.execute(&bought, &Arc::new(AtomicBool::new(false))).unwrap();
+    let Execution { tokens, trace, .. } = prover.execute(&bought, &Arc::new(AtomicBool::new(false))).unwrap();
     assert_eq!(B256::from(trace.layers_root()), job.layersRoot);
     let head = world.model.layers() + 1;
     let row = 0;

@@ -50,7 +50,8 @@ pub struct Fixture {
     row_tree: Tree,
     tables: Vec<Vec<u8>>,
     tables_tree: Tree,
-    hint: u32,
+    /// What is held against each element of the output.
+    hints: Vec<u32>,
 }
 
 impl Fixture {
@@ -127,6 +128,12 @@ impl Fixture {
             stop_tokens: Vec::new(),
         };
 
+        // Against a wrong `TOP` the right token, against a right one any.
+        let hints = claimed.iter().zip(&case.expected).map(|(claimed, right)| match d.opcode {
+            Opcode::Top if claimed != right => *right as u32,
+            _ => case.hint,
+        });
+        let hints = hints.collect();
         let output = sequence.split_off(case.prompt as usize);
         let dims = TraceDims { layers: 1, n_in: case.prompt, n_out: output.len() as u32 };
         let op_roots: Vec<Hash> = ops.iter().map(|t| tensor::tensor_root(t)).collect();
@@ -161,7 +168,7 @@ impl Fixture {
             row_tree,
             tables,
             tables_tree,
-            hint: case.hint,
+            hints,
         }
     }
 
@@ -189,7 +196,7 @@ impl Fixture {
             claimed,
             claimed_pages: &pages,
             inputs: self,
-            hint: self.hint,
+            hint: self.hints.get(element as usize).copied().unwrap_or(0),
         };
         Ok((claim, build(claim, &evidence)?))
     }

@@ -12,8 +12,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use sworn_bindings::{Target, TargetKind};
-use sworn_commit::{Hash, TraceTree, tensor, trace};
+use sworn_commit::{Hash, HeadRow, TraceTree, tensor, trace};
 use sworn_engine::{Backend, Cpu, EngineError, Request, TraceRecorder, audit, generate, replay};
+use sworn_isa::logprob::LogProbs;
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, directory};
 use sworn_node::{Conduct, Error, Execution, Job, Prover};
@@ -419,11 +420,23 @@ impl Prover for Liar {
 
     fn execute(&self, job: &Job, _cancel: &Arc<AtomicBool>) -> Result<Execution, Error> {
         let story = self.story(job)?;
-        Ok(Execution { tokens: story.tokens.clone(), trace: story.claimed.clone() })
+        Ok(Execution { tokens: story.tokens.clone(), trace: story.claimed.clone(), log_probs: Vec::new() })
     }
 
     fn leaves(&self, job: &Job, _tokens: &[u32]) -> Result<TraceTree, Error> {
         Ok(self.story(job)?.claimed.clone())
+    }
+
+    fn log_probs(&self, job: &Job, tokens: &[u32]) -> Result<Vec<HeadRow>, Error> {
+        let story = self.story(job)?;
+        let model = story.cpu.model();
+        let Some(at) = LogProbs::find(&model.program().section(SectionKind::Head).ops) else { return Ok(Vec::new()) };
+        let row = |row: u32| {
+            let ops = self.ops(job, tokens, model.layers() + 1, row)?;
+            let exports = [at.token, at.top, at.log_prob].map(|k| &ops[k][..]);
+            HeadRow::from_exports(&exports).ok_or_else(|| Error::Prover("a head of another shape".into()))
+        };
+        (0..tokens.len() as u32).map(row).collect()
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> Result<Vec<Vec<u8>>, Error> {
@@ -470,6 +483,22 @@ impl Conduct for Liar {
             Behaviour::Malformed => {
                 let garbage = |l: &sworn_commit::Tree| l.leaves().iter().map(|h| sworn_commit::keccak(&[h])).collect();
                 Some(TraceTree::new(trace.layers().iter().map(garbage).collect()))
+            }
+        }
+    }
+
+    fn serve_log_probs(&self, job: &Job, mut rows: Vec<HeadRow>) -> Option<Vec<HeadRow>> {
+        match self.0.lie.behaviour {
+            Behaviour::Open | Behaviour::Mute => Some(rows),
+            Behaviour::Interactive | Behaviour::Withhold(_) => None,
+            Behaviour::Malformed => {
+                rows.iter_mut().flat_map(|row| &mut row.log_probs).for_each(|p| *p /= 2);
+                Some(rows)
+            }
+            Behaviour::SecondStory => {
+                let story = self.story(job).ok()?;
+                let honest = audit(self.cpu(job).ok()?, &job.prompt, &story.tokens, &job.run, None).ok()?;
+                Some(honest.trace.log_probs)
             }
         }
     }

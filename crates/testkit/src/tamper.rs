@@ -78,7 +78,11 @@ pub fn wrong_value(d: &Descriptor, element: u64, right: i64, attempt: u32, rng: 
         Cut => right + grow,
         // Shuts tokens out that may be drawn; letting more in seldom shows.
         Threshold => (right + 5000 * grow).min(CL as i64),
-        Select | Sample => {
+        // More than there is, so that no logit is above the sum.
+        Mass => (right + (1 << 18) * grow).min(1 << 30),
+        LogSum => right + 5000 * grow,
+        LogProb => right - 5000 * grow,
+        Select | Sample | Top => {
             let vocabulary = i64::from(d.params[0].max(2));
             (right + rng.random_range(1..vocabulary)) % vocabulary
         }

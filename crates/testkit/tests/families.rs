@@ -19,7 +19,7 @@ use sworn_engine::{Backend, Cpu, Request, generate, replay};
 use sworn_isa::sampling::Q12_ONE;
 use sworn_isa::{Opcode, Sampling};
 use sworn_model::{ImportOptions, import};
-use sworn_testkit::devnet::runtime_code;
+use sworn_testkit::devnet::judge_code;
 use sworn_testkit::tamper::{self, Wanted};
 use sworn_watcher::Executor;
 use sworn_watcher::game::{Game, Kind, Opening, OpeningState};
@@ -31,6 +31,7 @@ mod hf_directory;
 
 const FAMILIES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"];
 const VERIFIER: Address = Address::repeat_byte(0x11);
+const HEAD: Address = Address::repeat_byte(0x22);
 /// Beyond the tests' clock.
 const LATE: u64 = 1_000;
 
@@ -103,9 +104,11 @@ fn dims(executor: &Executor, prompt: &[u32], story: &Story) -> TraceDims {
     TraceDims { layers, n_in: prompt.len() as u32, n_out: story.tokens.len() as u32 }
 }
 
-fn judge(code: &Bytes, call: &IStepVerifier::judgeCall) -> (I256, I256) {
+fn judge(code: &[Bytes; 2], call: &IStepVerifier::judgeCall) -> (I256, I256) {
     let mut db = CacheDB::new(EmptyDB::new());
-    db.insert_account_info(VERIFIER, AccountInfo::default().with_code(Bytecode::new_raw(code.clone())));
+    for (at, code) in [VERIFIER, HEAD].into_iter().zip(code) {
+        db.insert_account_info(at, AccountInfo::default().with_code(Bytecode::new_raw(code.clone())));
+    }
     let mut context = Context::mainnet().with_db(db);
     context.cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
     context.cfg.disable_nonce_check = true;
@@ -124,7 +127,7 @@ fn judge(code: &Bytes, call: &IStepVerifier::judgeCall) -> (I256, I256) {
 }
 
 /// Has the contract confirm an accusation.
-fn convict(code: &Bytes, executor: &Executor, prompt: &[u32], run: &RunParams, story: &Story, a: &Accusation) {
+fn convict(code: &[Bytes; 2], executor: &Executor, prompt: &[u32], run: &RunParams, story: &Story, a: &Accusation) {
     let model = executor.model();
     let (input, output) = (sequence::hash(prompt), sequence::hash(&story.tokens));
     let call = IStepVerifier::judgeCall {
@@ -141,7 +144,7 @@ fn convict(code: &Bytes, executor: &Executor, prompt: &[u32], run: &RunParams, s
 
 #[test]
 fn every_operator_of_every_family_can_be_convicted() {
-    let code: Bytes = runtime_code("StepVerifier").unwrap_or_else(|e| panic!("{e}")).into();
+    let code = judge_code(HEAD).unwrap_or_else(|e| panic!("{e}")).map(Bytes::from);
     let dir = tempfile::tempdir().unwrap();
     let mut convicted = BTreeSet::new();
     let mut programs = BTreeSet::new();
@@ -186,7 +189,7 @@ fn every_operator_of_every_family_can_be_convicted() {
 /// A right trace of tokens that the draw would not have given: other noise, or a token that a cut excludes.
 #[test]
 fn a_token_that_was_not_drawn_is_convicted() {
-    let code: Bytes = runtime_code("StepVerifier").unwrap_or_else(|e| panic!("{e}")).into();
+    let code = judge_code(HEAD).unwrap_or_else(|e| panic!("{e}")).map(Bytes::from);
     let dir = tempfile::tempdir().unwrap();
     let cpu = family("qwen3", dir.path());
     let executor = Executor::new(Arc::new(cpu.clone())).unwrap();

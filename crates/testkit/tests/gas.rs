@@ -188,6 +188,9 @@ impl Seen {
             ops[op] = output[0].to_be_bytes().to_vec();
         } else {
             let w = d.dtype.width();
+            if d.opcode == Opcode::Top {
+                hint = u32::from_be_bytes(ops[op][element * w..][..4].try_into().unwrap());
+            }
             ops[op][(element + 1) * w - 1] ^= 1;
         }
         let op_roots: Vec<Hash> = ops.iter().map(|t| tensor::tensor_root(t)).collect();

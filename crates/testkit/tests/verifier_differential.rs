@@ -13,21 +13,23 @@ use revm::{Context, ExecuteEvm, MainBuilder, MainContext};
 use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
 use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, OperandData, cases};
-use sworn_testkit::devnet::runtime_code;
+use sworn_testkit::devnet::judge_code;
 use sworn_testkit::fixture::{Fixture, Part};
 
 const CASES: usize = 10_000;
 const VERIFIER: Address = Address::repeat_byte(0x11);
+const HEAD: Address = Address::repeat_byte(0x22);
 
-fn code() -> Bytes {
-    runtime_code("StepVerifier").unwrap_or_else(|e| panic!("{e}")).into()
+fn code() -> [Bytes; 2] {
+    judge_code(HEAD).unwrap_or_else(|e| panic!("{e}")).map(Bytes::from)
 }
 
 /// Calls `judge`; `None` if it reverts.
-fn judge(code: &Bytes, calls: &[IStepVerifier::judgeCall]) -> Vec<Option<(I256, I256)>> {
+fn judge(code: &[Bytes; 2], calls: &[IStepVerifier::judgeCall]) -> Vec<Option<(I256, I256)>> {
     let mut db = CacheDB::new(EmptyDB::new());
-    let bytecode = Bytecode::new_raw(code.clone());
-    db.insert_account_info(VERIFIER, AccountInfo::default().with_code(bytecode));
+    for (at, code) in [VERIFIER, HEAD].into_iter().zip(code) {
+        db.insert_account_info(at, AccountInfo::default().with_code(Bytecode::new_raw(code.clone())));
+    }
     let mut context = Context::mainnet().with_db(db);
     context.cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
     context.cfg.disable_nonce_check = true;
@@ -113,7 +115,7 @@ opcodes! {
     norm_scale: NormScale; linear: Linear; rope: Rope; scale_q: ScaleQ; to_fixed: ToFixed; scores: Scores; row_max: RowMax;
     exp: Exp; row_sum: RowSum; prob: Prob; mix: Mix; silu_mul: SiluMul; add: Add; select: Select; dequant: Dequant;
     gelu_mul: GeluMul; soft_cap: SoftCap; window: Window; temper: Temper; max: Max; histogram: Histogram; sum: Sum; cut: Cut;
-    threshold: Threshold; sample: Sample;
+    threshold: Threshold; sample: Sample; top: Top; mass: Mass; log_sum: LogSum; log_prob: LogProb;
 }
 
 /// I7: a proof with any byte changed is rejected or leaves the verdict as it is (a hint that names another index may).

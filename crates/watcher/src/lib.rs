@@ -29,4 +29,5 @@ mod watch;
 pub use error::{Result, WatchError};
 pub use event::{Tx, WatcherEvent};
 pub use executor::Executor;
+pub use served::Served;
 pub use watch::{Config, watch};

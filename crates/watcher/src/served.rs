@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use sworn_commit::{Hash, TraceDims, TraceTree, tensor};
+use sworn_commit::{Hash, HeadOpening, TraceDims, TraceTree, tensor};
 
 /// Longest wait for an answer: a node recomputes a layer before it serves its operators.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Asks nodes for what they committed to.
 #[derive(Clone, Debug)]
-pub(crate) struct Served {
+pub struct Served {
     client: reqwest::Client,
 }
 
@@ -65,6 +65,24 @@ impl Served {
             return Err("the served tensor is not the posted one".into());
         }
         Ok(tensor.to_vec())
+    }
+
+    /// The log-probabilities of a job's answer, by a model whose `TOP` has `n` tokens; they are what the layers root commits to.
+    ///
+    /// # Errors
+    /// Why they are not to be had, or not the committed ones.
+    pub async fn log_probs(
+        &self,
+        endpoint: &str,
+        job: u64,
+        dims: &TraceDims,
+        n: usize,
+        output: &[u32],
+        layers_root: &Hash,
+    ) -> Result<HeadOpening, String> {
+        let len = HeadOpening::encoded_len(dims, n);
+        let bytes = self.get(endpoint, &format!("v1/jobs/{job}/logprobs"), len, TIMEOUT).await?;
+        HeadOpening::verify(&bytes, dims, n, output, layers_root).map_err(|e| e.to_string())
     }
 
     /// Exactly as many bytes as there must be: a hostile node cannot make the watcher hold more.

@@ -425,7 +425,7 @@ impl<'a> Solver<'a> {
             claimed,
             claimed_pages: pages,
             inputs: &*replay.inputs,
-            hint: hint(d, own),
+            hint: hint(d, own, claim.element),
         };
         let proof = build(claim, &evidence).map_err(|e| Move::Broken(format!("no witness for {claim:?}: {e}")))?;
         if proof.claimed == proof.computed {
@@ -580,9 +580,12 @@ pub(crate) fn selects(opcode: Opcode) -> bool {
 }
 
 /// What is held against a wrong token: the right one, by the own recomputation.
-fn hint(d: &Descriptor, own: &[u8]) -> u32 {
-    match own.get(..d.dtype.width()) {
-        Some(token) if selects(d.opcode) => u32::try_from(d.dtype.decode(token)).unwrap_or(0),
+fn hint(d: &Descriptor, own: &[u8], element: u32) -> u32 {
+    let (from, width) = (element as usize * d.dtype.width(), d.dtype.width());
+    match own.get(from..from + width) {
+        Some(token) if selects(d.opcode) || d.opcode == Opcode::Top => {
+            u32::try_from(d.dtype.decode(token)).unwrap_or(0)
+        }
         _ => 0,
     }
 }

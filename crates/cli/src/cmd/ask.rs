@@ -11,15 +11,17 @@ use sworn_bindings::IMarket::{self, IMarketEvents};
 use sworn_bindings::INodes::INodesEvents;
 use sworn_bindings::{Event, INodes, JobState, sampling_word};
 use sworn_chain::Receipt;
-use sworn_commit::sequence;
+use sworn_commit::{TraceDims, sequence};
 use sworn_isa::Sampling;
 use sworn_model::Model;
+use sworn_watcher::Served;
 
 use super::job;
 use crate::args::{Ask, Purchase};
 use crate::fault::{Fault, Result};
 use crate::history;
 use crate::link::{Account, Link, Viewed};
+use crate::logprobs;
 use crate::models;
 use crate::output::note;
 use crate::progress;
@@ -70,12 +72,17 @@ struct Report {
     job: job::Shown,
     price_ceiling: String,
     user_seed: B256,
+    /// Of every token, if they were asked for: served by the node, and what its answer commits to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<logprobs::Shown>>,
     transactions: Vec<Receipt>,
 }
 
 pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     // Slips are found before money is spent.
     stop::cut("", &command.stop)?;
+    let model = models::load(settings, &command.order.model)?;
+    command.logprobs.of_model(&model)?;
     let (account, order, bought) = purchase(settings, &command.order).await?;
     let link = &account.link;
     let patience = Duration::from_secs(command.patience);
@@ -83,14 +90,27 @@ pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     let mut shown = job::show(settings, link, bought.job, Some(&command.order.model)).await?;
     shown.text = shown.text.map(|text| stop::cut(&text, &command.stop)).transpose()?;
     let status = shown.status;
+    // An answer that is there is shown, whatever becomes of its log-probabilities.
+    let (logprobs, missing) = match opened(settings, link, &shown, &command).await {
+        Ok(logprobs) => (logprobs, None),
+        Err(fault) => (None, Some(fault)),
+    };
     let report = Report {
         job: shown,
         price_ceiling: order.max_price.to_string(),
         user_seed: order.user_seed,
+        logprobs,
         transactions: bought.receipts,
     };
     let now = link.chain.now().await?;
-    settings.out.result(&report, |r| r.job.text.clone().unwrap_or_default())?;
+    settings.out.result(&report, |r| {
+        let mut text = r.job.text.clone().unwrap_or_default();
+        if let Some(shown) = &r.logprobs {
+            text.push_str("\n\n");
+            text.push_str(&logprobs::text(shown));
+        }
+        text
+    })?;
     let left = times::relative(report.job.deadline, now);
     match status {
         "submitted" => note(format!("job {} is answered; its challenge window ends {left}", bought.job)),
@@ -104,7 +124,38 @@ pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
             return Ok(ExitCode::FAILURE);
         }
     }
-    Ok(ExitCode::SUCCESS)
+    missing.map_or(Ok(ExitCode::SUCCESS), Err)
+}
+
+/// The log-probabilities of an answer, if they were asked for: what the node serves, believed as far as it hashes to what is on chain.
+async fn opened(
+    settings: &Settings,
+    link: &Link,
+    shown: &job::Shown,
+    command: &Ask,
+) -> Result<Option<Vec<logprobs::Shown>>> {
+    let model = models::load(settings, &command.order.model)?;
+    let Some((wanted, found)) = command.logprobs.of_model(&model)? else { return Ok(None) };
+    let id = shown.job;
+    let job = job::existing(link, id).await?;
+    if !matches!(job.state, JobState::Submitted | JobState::Final) {
+        return Ok(None);
+    }
+    if job.outputHash != sequence::hash(&shown.tokens) {
+        return Err(Fault::failed(format!(
+            "the chain was reorganised meanwhile: `sworn job show {id}` shows the answer"
+        )));
+    }
+    let dims = TraceDims { layers: model.layers(), n_in: job.nIn, n_out: shown.tokens.len() as u32 };
+    let node = link.chain.nodes().node(job.node).call().await.viewed()?;
+    let served = Served::default();
+    let opening = served.log_probs(&node.endpoint, id, &dims, found.n, &shown.tokens, &job.layersRoot).await;
+    let opening = opening.map_err(|why| {
+        Fault::failed(why).while_doing(format!(
+            "job {id} is answered, but the node does not open its log-probabilities; any watcher can recompute them: `sworn audit` of `sworn job show {id} --json`"
+        ))
+    })?;
+    Ok(Some(logprobs::shown(model.tokenizer()?, &shown.tokens, &opening.rows, wanted)))
 }
 
 /// `sworn job create`.
@@ -114,6 +165,7 @@ pub(super) async fn create(settings: &Settings, command: &Purchase) -> Result<()
         job: job::show(settings, &account.link, bought.job, None).await?,
         price_ceiling: order.max_price.to_string(),
         user_seed: order.user_seed,
+        logprobs: None,
         transactions: bought.receipts,
     };
     settings.out.result(&report, |r| r.job.job.to_string())

@@ -17,6 +17,7 @@ use sworn_model::{ImportOptions, Model, ModelError, ModelStore, Progress, Stage,
 use crate::args;
 use crate::fault::{Fault, Result};
 use crate::link::{Account, Viewed};
+use crate::logprobs::log_probs;
 use crate::models::{self, id_text};
 use crate::output::note;
 use crate::progress::ModelProgress;
@@ -45,6 +46,8 @@ struct Shown {
     bytes_per_token: u64,
     /// Whether runs may sample.
     sampling: bool,
+    /// How many likely tokens a run commits to with their log-probabilities; 0: none.
+    logprobs: usize,
     selection: String,
     parameters: u64,
     layers: u16,
@@ -146,6 +149,7 @@ async fn import(settings: &Settings, command: args::Import) -> Result<()> {
             args::Weights::Int8 => WeightFormats::Int8,
         },
         sampling: !command.greedy,
+        log_probs: !command.no_logprobs,
     };
     let path = command.path;
     let model = match command.calibrate {
@@ -158,6 +162,9 @@ async fn import(settings: &Settings, command: args::Import) -> Result<()> {
     };
     if !command.greedy && !samples(&model) {
         note("this model's vocabulary does not allow sampling: runs take the most likely token");
+    }
+    if !command.no_logprobs && log_probs(&model) == 0 {
+        note("this model's vocabulary does not allow log-probabilities: runs commit to the tokens alone");
     }
     remember_source(&models::store(settings), &name, &from);
     show(settings, &name, &model, false)
@@ -351,6 +358,7 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
         formats: weights.formats,
         bytes_per_token: weights.per_token,
         sampling: samples(model),
+        logprobs: log_probs(model),
         selection: description.selection.clone(),
         parameters: description.parameters,
         layers: manifest.layers,
@@ -369,7 +377,7 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
     };
     settings.out.result(&shown, |s| {
         let mut text = format!(
-            "{}\n  id            {}\n  from          {} (sha256 {})\n  licence       {}\n  size          {} weights, {} blocks, {} tokens, {} positions at most\n  program       {} + {} + {} operators (embedding, block, head)\n  weights       {}; {:.1} MB read per token\n  rounding      {}\n  selection     {}\n  directory     {}",
+            "{}\n  id            {}\n  from          {} (sha256 {})\n  licence       {}\n  size          {} weights, {} blocks, {} tokens, {} positions at most\n  program       {} + {} + {} operators (embedding, block, head)\n  weights       {}; {:.1} MB read per token\n  rounding      {}\n  selection     {}\n  logprobs      {}\n  directory     {}",
             s.name,
             s.model_id,
             s.architecture,
@@ -386,6 +394,10 @@ fn show(settings: &Settings, name: &str, model: &Model, program: bool) -> Result
             s.bytes_per_token as f64 / 1e6,
             s.rounding,
             s.selection,
+            match s.logprobs {
+                0 => "none".to_owned(),
+                n => format!("of the token and the {n} most likely"),
+            },
             s.path.display(),
         );
         for o in &s.program {

@@ -11,6 +11,7 @@ use crate::answer::SavedAnswer;
 use crate::args::Run;
 use crate::backend::{self, About};
 use crate::fault::Result;
+use crate::logprobs;
 use crate::models::{self, id_text};
 use crate::output::note;
 use crate::prompt;
@@ -36,6 +37,9 @@ struct Report {
     /// The stop string that ended the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     stopped_by: Option<String>,
+    /// Of every token, if they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<logprobs::Shown>>,
     input_tokens: Vec<u32>,
 }
 
@@ -45,6 +49,7 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
     let input = prompt::encode(&model, &prompt, command.raw)?;
     let sampling = command.sampling.for_model(&model)?;
     let run = RunParams { sampling, seed: sampling::seed(command.seed, &sampling)?.0 };
+    let log_probs = command.logprobs.of_model(&model)?;
     let mut ending = StopText::new(&command.stop)?;
     let name = command.engine.model.clone();
     let out = settings.out;
@@ -89,6 +94,7 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
             model: name,
             model_id: id,
             run: shown,
+            logprobs: log_probs.map(|(n, _)| logprobs::shown(tokenizer, &done.tokens, &done.trace.log_probs, n)),
             stopped_by: ending.stopped_by().map(str::to_owned),
             input_tokens: input,
             tokens: done.tokens,
@@ -104,6 +110,9 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
         out.result(&report, |_| String::new())?;
     } else {
         out.stream("\n")?;
+        if let Some(shown) = &report.logprobs {
+            out.stream(&format!("{}\n", logprobs::text(shown)))?;
+        }
         note(format!(
             "{} tokens in, {} out; prefill {:.0} tok/s, decode {:.1} tok/s\n{}trace root {}",
             report.input_tokens.len(),

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use sworn_isa::GROUP;
+use sworn_isa::logprob::MASSLESS;
 
 use crate::activation::Activation;
 use crate::panel::{BLOCK, Panel};
@@ -381,6 +382,28 @@ fn exp2neg(d: __m512i, table: &[u16; 257]) -> __m512i {
     let half = _mm512_srli_epi32::<1>(_mm512_sllv_epi32(_mm512_set1_epi32(1), i));
     let seen = _mm512_cmple_epu32_mask(i, _mm512_set1_epi32(16));
     _mm512_maskz_srlv_epi32(seen, _mm512_add_epi32(e, half), i)
+}
+
+/// See [`super::Simd::mass`].
+#[target_feature(enable = "avx512f")]
+pub(super) fn mass(z: &[i32], max: i32, table: &[u16; 257]) -> i32 {
+    let max = _mm512_set1_epi32(max);
+    let mut sum = _mm512_setzero_si512();
+    for z in z.chunks(16) {
+        let mask = ((1u32 << z.len()) - 1) as u16;
+        // SAFETY: the mask keeps the read within the chunk.
+        let distance = _mm512_sub_epi32(max, unsafe { _mm512_maskz_loadu_epi32(mask, z.as_ptr()) });
+        let near = _mm512_mask_cmplt_epu32_mask(mask, distance, _mm512_set1_epi32(MASSLESS as i32));
+        if near == 0 {
+            continue;
+        }
+        let d = mul15r(_mm512_maskz_mov_epi32(near, distance), _mm512_set1_epi32(23637));
+        let e = _mm512_slli_epi32::<6>(exp2neg(_mm512_and_si512(d, _mm512_set1_epi32(8191)), table));
+        let i = _mm512_srli_epi32::<13>(d);
+        let half = _mm512_srli_epi32::<1>(_mm512_sllv_epi32(_mm512_set1_epi32(1), i));
+        sum = _mm512_mask_add_epi32(sum, near, sum, _mm512_srlv_epi32(_mm512_add_epi32(e, half), i));
+    }
+    _mm512_reduce_add_epi32(sum)
 }
 
 /// Eight times min(CL, (a·b + 2^13) >> 14) of the even 32-bit lanes.

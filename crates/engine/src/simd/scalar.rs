@@ -2,6 +2,7 @@
 
 use sworn_isa::GROUP;
 use sworn_isa::fixed::{CL, exp2neg, signed, silu_exponent, silu_mul as silu};
+use sworn_isa::logprob::{self, MASSLESS};
 
 use crate::activation::Activation;
 use crate::panel::{BLOCK, Panel};
@@ -103,6 +104,12 @@ pub(super) fn interleave(rows: [&[u8]; BLOCK], out: &mut [u8]) {
             }
         }
     }
+}
+
+#[inline(always)]
+pub(super) fn mass(z: &[i32], max: i32, table: &[u16]) -> i32 {
+    let distances = z.iter().map(|z| max.wrapping_sub(*z) as u32).filter(|d| *d < MASSLESS);
+    distances.fold(0, |sum, d| sum.wrapping_add(logprob::mass(d, table) as i32))
 }
 
 #[inline(always)]

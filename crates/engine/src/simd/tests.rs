@@ -265,12 +265,14 @@ proptest! {
         let (mut want, mut want_exp) = (vec![0; n], vec![0; n]);
         scalar::silu_mul(&g, &u, &table, &mut want);
         scalar::exp(&g, max, &table, &mut want_exp);
+        let want_mass = scalar::mass(&g, max, &table);
         for simd in Simd::all() {
             let (mut got, mut got_exp) = (vec![1; n], vec![1; n]);
             simd.silu_mul(&g, &u, &table, &mut got);
             simd.exp(&g, max, &table, &mut got_exp);
             prop_assert_eq!(&got, &want, "{}", simd.name());
             prop_assert_eq!(&got_exp, &want_exp, "{}", simd.name());
+            prop_assert_eq!(simd.mass(&g, max, &table), want_mass, "{}", simd.name());
         }
     }
 

@@ -1,7 +1,7 @@
-//! From logits to a token: penalty, temperature, the cuts by rank, mass and distance, and a draw with noise.
+//! From logits to a token: penalty, temperature, the cuts by rank, mass and distance, and a draw with noise; and to log-probabilities.
 
 use sworn_isa::{
-    Dtype, Opcode, Operand,
+    Dtype, Opcode, Operand, logprob,
     sampling::{BIN_SHIFT, BINS, FINE_SHIFT, PENALTY_WINDOW},
 };
 
@@ -10,6 +10,11 @@ use super::builder::{Builder, GROUP, Shape, group, op, reducible, words};
 /// Whether a vocabulary of `n` tokens can be sampled from: it falls into groups that the histograms can count.
 pub(super) fn can_sample(n: u32) -> bool {
     n <= 1 << 18 && reducible(n) && n / group(n, GROUP) <= GROUP
+}
+
+/// Whether log-probabilities can be had of a vocabulary of `n` tokens: it falls into groups whose masses can be added.
+pub(crate) fn can_log_probs(n: u32) -> bool {
+    reducible(n) && n / group(n, logprob::GROUP) <= logprob::GROUPS
 }
 
 /// The largest logit's token.
@@ -42,4 +47,18 @@ fn cut(b: &mut Builder, z: u32, max: u32, vocab: u32, p: [i32; 3], third: Option
     let parent = third.filter(|_| kind == 0);
     let read: Vec<Operand> = std::iter::once(op(totals)).chain(parent).collect();
     b.add(Opcode::Cut, words(2), [kind], &read)
+}
+
+/// The likeliest tokens, and their and the selected token's log-probabilities, exported: of the logits as they are, before penalty, temperature and cuts.
+pub(super) fn log_probs(b: &mut Builder, logits: u32, token: u32, vocab: u32, exp: Operand, ln: Operand) {
+    let max = b.max(op(logits), vocab);
+    let g = group(vocab, logprob::GROUP);
+    let masses = b.add(Opcode::Mass, words(vocab / g), [g as i32], &[op(logits), op(max), exp]);
+    let sum = b.add(Opcode::LogSum, words(1), [(vocab / g) as i32], &[op(max), op(masses), ln]);
+    let n = vocab.min(logprob::MOST);
+    let top = b.add(Opcode::Top, words(n), [vocab as i32], &[op(logits)]);
+    let read = [op(logits), op(sum), op(top), op(token)];
+    let probabilities = b.add(Opcode::LogProb, words(n + 1), [vocab as i32], &read);
+    b.export(top);
+    b.export(probabilities);
 }

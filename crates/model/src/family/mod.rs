@@ -14,6 +14,7 @@ mod tests;
 use std::collections::BTreeSet;
 
 use builder::reducible;
+pub(crate) use head::can_log_probs;
 use serde::{Deserialize, Serialize};
 use sworn_isa::{MAX_POSITIONS, RowFormat};
 
@@ -33,6 +34,9 @@ pub struct Config {
     pub positions: u32,
     /// Whether runs may sample; otherwise they take the largest logit.
     pub sampling: bool,
+    /// Whether runs commit to log-probabilities.
+    #[serde(default)]
+    pub log_probs: bool,
 }
 
 /// Widths of the quantised activations, one per place where weights of every block are multiplied.
@@ -134,6 +138,7 @@ pub(crate) enum TableSpec {
     Cosine,
     Sine,
     Noise,
+    Logarithm,
     /// Gains of a norm over `n` elements, all times `factor`. Without a rotation's order: `rotated` gains are permuted as q
     /// and k are.
     Gain {
@@ -169,15 +174,16 @@ enum BlockTable {
 }
 
 impl Config {
-    /// What an import computes: the model's positions capped at `max_positions` and at the instruction set's, and sampling,
-    /// if that is asked for and its vocabulary allows it.
+    /// What an import computes: the model's positions capped at `max_positions` and at the instruction set's, and sampling
+    /// and log-probabilities, if they are asked for and its vocabulary allows them.
     ///
     /// # Errors
     /// A size or number outside of the instruction set's ranges.
-    pub fn new(hyper: Hyper, max_positions: Option<u32>, sampling: bool) -> Result<Self> {
+    pub fn new(hyper: Hyper, max_positions: Option<u32>, sampling: bool, log_probs: bool) -> Result<Self> {
         let positions = hyper.context.min(max_positions.unwrap_or(MAX_POSITIONS)).min(MAX_POSITIONS);
         let sampling = sampling && head::can_sample(hyper.vocab);
-        let config = Config { hyper, positions, sampling };
+        let log_probs = log_probs && head::can_log_probs(hyper.vocab);
+        let config = Config { hyper, positions, sampling, log_probs };
         config.check()?;
         Ok(config)
     }
@@ -228,6 +234,9 @@ impl Config {
         }
         if self.sampling && !head::can_sample(c.vocab) {
             return bad(format!("sampling from {} tokens", c.vocab));
+        }
+        if self.log_probs && !head::can_log_probs(c.vocab) {
+            return bad(format!("log-probabilities of {} tokens", c.vocab));
         }
         Ok(())
     }
@@ -306,6 +315,10 @@ impl Config {
         let mut all = vec![TableSpec::Exponential, TableSpec::Cosine, TableSpec::Sine];
         if self.sampling {
             all.push(TableSpec::Noise);
+        }
+        // The last of them: `program.rs` counts on it.
+        if self.log_probs {
+            all.push(TableSpec::Logarithm);
         }
         all
     }

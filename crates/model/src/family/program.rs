@@ -227,6 +227,10 @@ impl Config {
             false => head::select(&mut b, logits, c.vocab),
         };
         b.export(token);
+        if self.log_probs {
+            let ln = Operand::table(self.shared_tables().len() as u32 - 1, 0, Dtype::U16);
+            head::log_probs(&mut b, logits, token, c.vocab, EXP, ln);
+        }
         b.section()
     }
 }

@@ -16,7 +16,7 @@ fn smol() -> Config {
         context: 8192,
         ..SyntheticSpec::default()
     };
-    spec.config()
+    Config { log_probs: false, ..spec.config() }
 }
 
 fn with(change: impl FnOnce(&mut Hyper)) -> Config {
@@ -56,12 +56,38 @@ fn the_head_samples_where_the_vocabulary_allows_it() {
     // Llama 2 and 3, Qwen 2 and 3, Gemma, Mistral.
     for v in [32_000, 128_256, 151_936, 152_064, 151_646, 256_000, 32_768] {
         let hyper = Hyper { vocab: v, ..smol().hyper };
-        let c = Config::new(hyper, None, true).unwrap();
+        let c = Config::new(hyper, None, true, true).unwrap();
         c.program(ActivationBits::default(), &Formats::default()).unwrap();
-        assert!(c.sampling, "{v}");
+        assert!(c.sampling && c.log_probs, "{v}");
     }
-    assert!(!Config::new(Hyper { vocab: 32_003, ..smol().hyper }, None, true).unwrap().sampling);
+    let odd = Config::new(Hyper { vocab: 32_003, ..smol().hyper }, None, true, true).unwrap();
+    assert!(!odd.sampling && !odd.log_probs);
+    assert!(!head::can_log_probs(32_003) && !head::can_log_probs(1 << 21) && head::can_log_probs(1 << 20));
     assert!(!head::can_sample(32_003) && !head::can_sample(1 << 19) && !head::can_sample(2 * 2_053));
+}
+
+#[test]
+fn log_probabilities_follow_the_token() {
+    for sampling in [false, true] {
+        let c = Config { sampling, log_probs: true, ..smol() };
+        let without = names(&Config { log_probs: false, ..c.clone() }, 2);
+        let all = names(&c, 2);
+        assert_eq!(all[..without.len()], without);
+        assert_eq!(all[without.len()..], ["MAX", "MAX", "MASS", "LOG_SUM", "TOP", "LOG_PROB"]);
+        let head = &c.program(ActivationBits::default(), &Formats::default()).unwrap().sections[2].ops;
+        let found = sworn_isa::logprob::LogProbs::find(head).unwrap();
+        assert_eq!((found.token + 1, found.log_prob + 1, found.n), (without.len(), all.len(), 20));
+        assert_eq!(head[found.logits].opcode.name(), "LINEAR");
+        assert_eq!(c.tables()[found.ln.index as usize], TableSpec::Logarithm);
+        // Probabilities of another token than the one that comes out, or of tempered logits, are not what the name says.
+        let mut other = head.clone();
+        other[found.log_prob].operands[3].index = found.top as u32 - 1;
+        assert_eq!(sworn_isa::logprob::LogProbs::find(&other), None);
+        let mut other = head.clone();
+        other[found.top].operands[0].index = found.logits as u32 + 1;
+        assert_eq!(sworn_isa::logprob::LogProbs::find(&other), None);
+        assert_eq!(sworn_isa::logprob::LogProbs::find(&head[..without.len()]), None);
+    }
 }
 
 #[test]

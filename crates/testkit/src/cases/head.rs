@@ -5,9 +5,11 @@ use std::sync::LazyLock;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use sworn_commit::RunParams;
+use sworn_isa::fixed::CL;
+use sworn_isa::logprob::{self, GROUP, GROUPS, LN_ENTRIES, MASSLESS};
 use sworn_isa::sampling::{self, BINS, NOISE_ENTRIES, PENALTY_WINDOW};
 use sworn_isa::{Descriptor, Dtype, Opcode, Operand};
-use sworn_model::quantise::noise_table;
+use sworn_model::quantise::{ln_table, noise_table};
 
 use super::draw::{Gen, Q14, SplitMix, WORD};
 use super::{Case, OperandData, exp_table};
@@ -87,8 +89,74 @@ impl Gen<'_> {
                     vec![Tensor(z), Token(0), Tensor(vec![least]), Tensor(table)],
                 )
             }
+            Opcode::Top => {
+                let vocabulary = self.size(300);
+                let n = self.size(vocabulary.min(logprob::MOST));
+                (d.inner, d.params[0]) = (n, vocabulary as i32);
+                let logits = match self.rng.random_range(0..3) {
+                    // Few different ones.
+                    0 => (0..vocabulary).map(|_| self.rng.random_range(-3..3)).collect(),
+                    _ => self.vector(vocabulary as usize, Q14),
+                };
+                (vec![op(0)], vec![Tensor(logits)])
+            }
+            Opcode::Mass => self.masses(d),
+            Opcode::LogSum => {
+                let n = match self.rng.random_range(0..64) {
+                    0 => GROUPS,
+                    1 => 513,
+                    _ => self.size(12),
+                };
+                d.params[0] = n as i32;
+                // The largest logit's own mass is among them.
+                let mut groups = self.vector(n as usize, (0, MASS));
+                groups[0] = groups[0].max(1 << logprob::MASS_FRACTION);
+                let table = match self.rng.random_range(0..16) {
+                    0 => self.vector(LN_ENTRIES, (0, 65535)),
+                    _ => ln_table(),
+                };
+                let data = vec![Tensor(vec![self.value(Q14)]), Tensor(groups), Tensor(table)];
+                (vec![op(0), op(1), Operand::table(0, 0, Dtype::U16)], data)
+            }
+            Opcode::LogProb => {
+                let vocabulary = self.size(300);
+                let n = self.size(vocabulary.min(logprob::MOST));
+                (d.inner, d.params[0]) = (n + 1, vocabulary as i32);
+                let logits = self.vector(vocabulary as usize, Q14);
+                let max = logits.iter().copied().max().unwrap_or(0);
+                let sum = max + self.edge((0, 1 << 18));
+                let tokens = (0..n).map(|_| i64::from(self.rng.random_range(0..vocabulary))).collect();
+                let token = i64::from(self.rng.random_range(0..vocabulary));
+                let data = vec![Tensor(logits), Tensor(vec![sum]), Tensor(tokens), Tensor(vec![token])];
+                ((0..4).map(op).collect(), data)
+            }
             opcode => panic!("{opcode} does not belong in the head"),
         }
+    }
+
+    fn masses(&mut self, d: &mut Descriptor) -> (Vec<Operand>, Vec<OperandData>) {
+        use OperandData::Tensor;
+        let (groups, g) = match self.rng.random_range(0..64) {
+            0 => (2, GROUP),
+            1..8 => (1, self.rng.random_range(25..200)),
+            _ => (self.size(4), self.size(24)),
+        };
+        (d.outer, d.params[0]) = (groups, g as i32);
+        let max = self.value(Q14);
+        let massless = i64::from(MASSLESS);
+        let z = (0..groups * g).map(|_| {
+            let distance = match self.rng.random_range(0..8) {
+                0 => return self.value((Q14.0, max)),
+                1 => 0,
+                2 => massless + self.rng.random_range(-2..3),
+                // Around the octaves.
+                3 => (self.rng.random_range(0..25) * 11_357 + self.rng.random_range(-2..3)).max(0),
+                _ => self.rng.random_range(0..=massless),
+            };
+            (max - distance).max(-i64::from(CL))
+        });
+        let data = vec![Tensor(z.collect()), Tensor(vec![max]), Tensor(exp_table())];
+        (vec![Operand::op(0, Dtype::I32), Operand::op(1, Dtype::I32), Operand::table(0, 0, Dtype::U16)], data)
     }
 
     /// A cut: its bin and the total before it.
@@ -171,6 +239,16 @@ impl Gen<'_> {
             None => (vec![op(0)], vec![Tensor(bins)]),
         }
     }
+}
+
+/// What a `TOP` should hold: all tokens sorted. Held against each is any token.
+pub(super) fn rank(case: &mut Case, rng: &mut SplitMix) {
+    let OperandData::Tensor(logits) = &case.operands[0] else { return };
+    let mut order: Vec<i64> = (0..logits.len() as i64).collect();
+    order.sort_by_key(|t| (std::cmp::Reverse(logits[*t as usize]), *t));
+    order.truncate(case.descriptor.inner as usize);
+    case.hint = rng.random_range(0..logits.len() as u32);
+    case.expected = order;
 }
 
 /// What a `SELECT` or `SAMPLE` should select: an independent look at every token.

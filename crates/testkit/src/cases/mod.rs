@@ -48,7 +48,7 @@ pub struct Case {
     pub prompt: u32,
     /// `SELECT`, `SAMPLE`: the claimed token; otherwise 0.
     pub claimed: i64,
-    /// `SELECT`, `SAMPLE`: the index held against the claimed one; otherwise 0.
+    /// `SELECT`, `SAMPLE`: the index held against the claimed one. `TOP`: one held against every right element. Otherwise 0.
     pub hint: u32,
     /// `SELECT`, `SAMPLE`: the token that an honest node selects; otherwise 0.
     pub selected: u32,
@@ -155,7 +155,11 @@ impl StepReader for CaseReader<'_> {
     }
 
     fn claimed(&mut self) -> Result<i64, Outside> {
-        Ok(self.case.claimed)
+        let at = self.own.len();
+        match self.case.descriptor.opcode {
+            Opcode::Top => self.case.expected.get(at).copied().ok_or(Outside { operand: usize::MAX, at: at as u64 }),
+            _ => Ok(self.case.claimed),
+        }
     }
 
     fn hint(&mut self) -> u32 {
@@ -171,11 +175,16 @@ pub fn cases(opcode: Opcode, seed: u64) -> impl Iterator<Item = Case> {
         if case.selects() {
             head::select(&mut case, &mut rng);
         }
+        if opcode == Opcode::Top {
+            head::rank(&mut case, &mut rng);
+        }
         let mut own = Vec::new();
         for i in 0..case.descriptor.count(case.t) {
             let value = element(&case.descriptor, case.t, i, &mut CaseReader { case: &case, own: &own });
             own.push(value.unwrap_or_else(|e| panic!("generated case is out of range: {e}: {case:?}")));
         }
+        // What is claimed of a `TOP` is right, so nothing that is held against it is better.
+        assert!(opcode != Opcode::Top || case.expected == own, "{own:?} in {case:?}");
         case.expected = own;
         case
     })
