@@ -473,7 +473,7 @@ fn an_emitted_token_that_the_head_did_not_select() {
     // The commitment says what was emitted: then a larger logit is held against it.
     let mut table = committed_honestly;
     let at = (table.dims.layers + 1, 3);
-    let select = table.ops[&at].len() - 1;
+    let (_, select) = tamper::operators(model().program(), Opcode::Select)[0];
     table.ops.get_mut(&at).unwrap()[select] = tokens[3].to_be_bytes().to_vec();
     table.leaves[at.0 as usize][3] = table.leaf(at.0, 3);
     // A wrong row after it changes nothing.
