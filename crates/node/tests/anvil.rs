@@ -15,7 +15,7 @@ use alloy::signers::local::PrivateKeySigner;
 use devnet::{Devnet, Params, UNIT, approve};
 use sworn_bindings::{IChallenges, IMarket, IModels, JobState, ModelShape, Target, TargetKind, opening_id};
 use sworn_chain::{Error as ChainError, Intent, Sender, Store};
-use sworn_commit::{RunParams, TraceDims, TraceTree, descriptor_leaf, section_tree, sequence, tensor, trace};
+use sworn_commit::{HeadRow, RunParams, TraceDims, TraceTree, descriptor_leaf, section_tree, sequence, tensor, trace};
 use sworn_engine::Cpu;
 use sworn_isa::SectionKind;
 use sworn_model::{Model, synthetic};
@@ -753,6 +753,10 @@ impl Prover for Slow {
 
     fn leaves(&self, job: &Job, tokens: &[u32]) -> sworn_node::Result<TraceTree> {
         self.0.leaves(job, tokens)
+    }
+
+    fn log_probs(&self, job: &Job, tokens: &[u32]) -> sworn_node::Result<Vec<HeadRow>> {
+        self.0.log_probs(job, tokens)
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> sworn_node::Result<Vec<Vec<u8>>> {
