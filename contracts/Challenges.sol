@@ -3,7 +3,8 @@ pragma solidity ^0.8.28;
 
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {IChallenges, OpeningId, Target, TargetKind} from "./interfaces/IChallenges.sol";
-import {IMarket, JobId, JobState} from "./interfaces/IMarket.sol";
+import {ICourt, JobId, JobState} from "./interfaces/ICourt.sol";
+import {IMarket} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
 import {Claim, IStepVerifier, TraceContext, Witness} from "./interfaces/IStepVerifier.sol";
@@ -99,7 +100,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         nonReentrant
         returns (OpeningId id)
     {
-        IMarket.Trial memory j = _onTrial(jobId);
+        ICourt.Trial memory j = _onTrial(jobId);
         id = openingId(jobId, target);
         uint8 depth = _depthUnder(jobId, parent, id, j.deadline);
         Opening storage o = _openings[id];
@@ -121,7 +122,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         ++_dockets[jobId].unanswered;
         _fees[jobId][msg.sender] += _demandFee;
         emit Demanded(jobId, id, msg.sender, target, proof.nodeHash, leafCount, byteLength, depth, deadline);
-        IMarket(market).takeFee(msg.sender, jobId, _demandFee);
+        _court(jobId).takeFee(msg.sender, jobId, _demandFee);
     }
 
     /// Whether a demand is in time, and how deep it lies.
@@ -147,7 +148,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// Checks that the target is a node of the job's trace whose hash is proof.nodeHash.
-    function _checkTarget(JobId jobId, IMarket.Trial memory j, Target calldata t, DemandProof calldata proof)
+    function _checkTarget(JobId jobId, ICourt.Trial memory j, Target calldata t, DemandProof calldata proof)
         private
         view
         returns (uint32 leafCount, uint32 byteLength)
@@ -219,7 +220,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// The bytes of the target's tensor, from its operator's descriptor.
-    function _tensorBytes(IMarket.Trial memory j, uint8 section, Target calldata t, DemandProof calldata proof)
+    function _tensorBytes(ICourt.Trial memory j, uint8 section, Target calldata t, DemandProof calldata proof)
         private
         view
         returns (uint32)
@@ -250,7 +251,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         uint32 byteLength,
         bytes calldata data
     ) external nonReentrant {
-        IMarket.Trial memory j = _onTrial(jobId);
+        ICourt.Trial memory j = _onTrial(jobId);
         OpeningId id = openingId(jobId, target);
         Opening storage o = _openings[id];
         if (o.state != OpeningState.Demanded) revert NotDemanded(id, o.state);
@@ -280,7 +281,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// @return the operator list's hash
-    function _checkOpListAnswer(IMarket.Trial memory j, Target calldata t, bytes32 leaf, bytes calldata data)
+    function _checkOpListAnswer(ICourt.Trial memory j, Target calldata t, bytes32 leaf, bytes calldata data)
         private
         view
         returns (bytes32)
@@ -329,21 +330,21 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function timeout(JobId jobId, Target calldata target) external nonReentrant {
-        _requireSubmitted(jobId, IMarket(market).stateOf(jobId));
+        _requireSubmitted(jobId, _court(jobId).stateOf(jobId));
         OpeningId id = openingId(jobId, target);
         Opening storage o = _openings[id];
         if (o.state != OpeningState.Demanded) revert NotDemanded(id, o.state);
         if (block.timestamp <= o.turnEnd) revert TooEarly(jobId, block.timestamp, o.turnEnd);
         emit TimedOut(jobId, id, o.payer);
-        IMarket(market).slash(jobId);
-        IMarket(market).payReward(jobId, o.payer);
+        _court(jobId).slash(jobId);
+        _court(jobId).payReward(jobId, o.payer);
     }
 
     // ---------------------------------------------------------------------------------------------------- fraud
 
     /// @inheritdoc IChallenges
     function announce(JobId jobId, bytes32 commitment) external nonReentrant {
-        _requireSubmitted(jobId, IMarket(market).stateOf(jobId));
+        _requireSubmitted(jobId, _court(jobId).stateOf(jobId));
         Announcement storage a = _announcements[jobId][msg.sender][commitment];
         if (a.number != 0) revert AlreadyAnnounced(commitment, a.blockNumber);
         a.number = ++_dockets[jobId].announcements;
@@ -356,20 +357,15 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         external
         nonReentrant
     {
-        IMarket.Job memory j = IMarket(market).job(jobId);
-        _requireSubmitted(jobId, j.state);
+        (JobState state, bytes32 modelId, TraceContext memory context) = _court(jobId).evidence(jobId);
+        _requireSubmitted(jobId, state);
         Announcement memory a = _announced(jobId, claim, salt);
         if (block.number <= a.blockNumber) revert AnnouncedTooLate(a.blockNumber, block.number);
         _checkOpList(jobId, claim.layer, claim.row, witness.opRoots);
         if (claim.op >= witness.opRoots.length) revert BadTarget("op", claim.op, witness.opRoots.length);
 
-        (int256 claimed, int256 computed) = IStepVerifier(stepVerifier)
-            .judge(
-                TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut, j.sampling, j.seed),
-                IModels(models).shape(j.modelId),
-                claim,
-                witness
-            );
+        (int256 claimed, int256 computed) =
+            IStepVerifier(stepVerifier).judge(context, IModels(models).shape(modelId), claim, witness);
         if (claimed == computed) revert NotFraud(claimed, computed);
 
         _verdicts[jobId] = Verdict({
@@ -383,7 +379,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
             paid: false
         });
         emit FraudProven(jobId, msg.sender, claim, claimed, computed);
-        IMarket(market).slash(jobId);
+        _court(jobId).slash(jobId);
     }
 
     /// @inheritdoc IChallenges
@@ -403,19 +399,19 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         if (block.timestamp <= v.contestEnd) revert TooEarly(jobId, block.timestamp, v.contestEnd);
         v.paid = true;
         emit RewardSettled(jobId, v.winner);
-        IMarket(market).payReward(jobId, v.winner);
+        _court(jobId).payReward(jobId, v.winner);
     }
 
     /// @inheritdoc IChallenges
     function reclaimFees(JobId jobId) external nonReentrant {
-        JobState state = IMarket(market).stateOf(jobId);
+        JobState state = _court(jobId).stateOf(jobId);
         if (state != JobState.Slashed) revert WrongState(jobId, state, JobState.Slashed);
         uint256 amount = _fees[jobId][msg.sender];
         if (amount == 0) revert NoFees(jobId, msg.sender);
         _fees[jobId][msg.sender] = 0;
         emit FeesReclaimed(jobId, msg.sender, amount);
         // A sum of fees that the market took as u128.
-        IMarket(market).refundFee(msg.sender, jobId, uint128(amount));
+        _court(jobId).refundFee(msg.sender, jobId, uint128(amount));
     }
 
     /// The caller's announcement of a claim.
@@ -486,8 +482,13 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     // --------------------------------------------------------------------------------------------------- checks
 
-    function _onTrial(JobId jobId) private view returns (IMarket.Trial memory j) {
-        j = IMarket(market).trial(jobId);
+    /// Who holds the job.
+    function _court(JobId) private view returns (ICourt) {
+        return ICourt(market);
+    }
+
+    function _onTrial(JobId jobId) private view returns (ICourt.Trial memory j) {
+        j = _court(jobId).trial(jobId);
         _requireSubmitted(jobId, j.state);
     }
 

@@ -6,9 +6,11 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {IChallenges} from "./interfaces/IChallenges.sol";
-import {IMarket, JobId, JobState} from "./interfaces/IMarket.sol";
+import {ICourt, JobId, JobState} from "./interfaces/ICourt.sol";
+import {IMarket} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
+import {TraceContext} from "./interfaces/IStepVerifier.sol";
 import {Sampling} from "./lib/Sampling.sol";
 import {Trees} from "./lib/Trees.sol";
 
@@ -31,7 +33,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
     address public immutable models;
     /// @inheritdoc IMarket
     address public immutable nodes;
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     address public immutable challenges;
 
     uint40 private immutable _acceptTimeout;
@@ -257,7 +259,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
 
     // ----------------------------------------------------------------------------------------------- challenges
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function takeFee(address payer, JobId jobId, uint128 amount) external onlyChallenges nonReentrant {
         _inState(jobId, JobState.Submitted);
         _held[jobId].fees += amount;
@@ -265,7 +267,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         _pull(payer, amount);
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function refundFee(address payer, JobId jobId, uint128 amount) external onlyChallenges nonReentrant {
         _inState(jobId, JobState.Slashed);
         Held storage h = _held[jobId];
@@ -275,7 +277,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         _credit(jobId, payer, amount);
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function slash(JobId jobId) external onlyChallenges nonReentrant {
         Job storage j = _inState(jobId, JobState.Submitted);
         j.state = JobState.Slashed;
@@ -294,7 +296,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         IERC20(token).safeTransfer(BURN, burned);
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function payReward(JobId jobId, address to) external onlyChallenges nonReentrant {
         _inState(jobId, JobState.Slashed);
         uint128 reward = _held[jobId].reward;
@@ -311,15 +313,26 @@ contract Market is IMarket, ReentrancyGuardTransient {
         return _jobs[jobId];
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function stateOf(JobId jobId) external view returns (JobState) {
         return _jobs[jobId].state;
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function trial(JobId jobId) external view returns (Trial memory) {
         Job storage j = _jobs[jobId];
         return Trial(j.state, j.deadline, j.nIn, j.nOut, j.node, j.modelId, j.layersRoot);
+    }
+
+    /// @inheritdoc ICourt
+    function evidence(JobId jobId)
+        external
+        view
+        returns (JobState state, bytes32 modelId, TraceContext memory context)
+    {
+        Job storage j = _jobs[jobId];
+        context = TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut, j.sampling, j.seed);
+        return (j.state, j.modelId, context);
     }
 
     /// @inheritdoc IMarket

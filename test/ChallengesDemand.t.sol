@@ -3,6 +3,7 @@ pragma solidity ^0.8.28;
 
 import {Challenges} from "../contracts/Challenges.sol";
 import {IChallenges, OpeningId, Target, TargetKind} from "../contracts/interfaces/IChallenges.sol";
+import {ICourt} from "../contracts/interfaces/ICourt.sol";
 import {IMarket, JobId, JobState} from "../contracts/interfaces/IMarket.sol";
 import {INodes} from "../contracts/interfaces/INodes.sol";
 import {ITrees} from "../contracts/interfaces/ITrees.sol";
@@ -490,7 +491,7 @@ contract ChallengesDemandTest is Fixture {
     function wire() internal returns (address next) {
         vm.clearMockedCalls();
         next = vm.computeCreateAddress(address(this), vm.getNonce(address(this)));
-        vm.mockCall(address(market), abi.encodeCall(IMarket.challenges, ()), abi.encode(next));
+        vm.mockCall(address(market), abi.encodeCall(ICourt.challenges, ()), abi.encode(next));
     }
 
     /// I8, to the second.

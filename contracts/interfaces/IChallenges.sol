@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {JobId, JobState} from "./IMarket.sol";
+import {JobId, JobState} from "./ICourt.sol";
 import {Claim, Witness} from "./IStepVerifier.sol";
 
 /// @dev From the high bits: jobId u128, rank u16, layer u16, row u32, op u16, index u32, zero u16. The rank is
