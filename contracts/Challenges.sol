@@ -3,13 +3,16 @@ pragma solidity ^0.8.28;
 
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {IChallenges, OpeningId, Target, TargetKind} from "./interfaces/IChallenges.sol";
+import {IChannels} from "./interfaces/IChannels.sol";
 import {ICourt, JobId, JobState} from "./interfaces/ICourt.sol";
 import {IMarket} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
+import {ITrials} from "./interfaces/ITrials.sol";
 import {Claim, IStepVerifier, TraceContext, Witness} from "./interfaces/IStepVerifier.sol";
 import {Descriptor, Head} from "./lib/Descriptor.sol";
 import {Programs} from "./lib/Programs.sol";
+import {Receipts} from "./lib/Receipts.sol";
 import {Trees} from "./lib/Trees.sol";
 
 /// @title Challenges
@@ -23,9 +26,14 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     /// @inheritdoc IChallenges
     address public immutable market;
     /// @inheritdoc IChallenges
+    address public immutable trials;
+    /// @inheritdoc IChallenges
     address public immutable models;
     /// @inheritdoc IChallenges
     address public immutable stepVerifier;
+
+    /// Below that of every other target: no tree is 255 levels high.
+    uint256 private constant TOKENS_RANK = 0;
 
     uint40 private immutable _nodeTurn;
     uint40 private immutable _challengerTurn;
@@ -62,34 +70,54 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     mapping(JobId => mapping(address by => mapping(bytes32 commitment => Announcement))) private _announcements;
     mapping(JobId => mapping(address payer => uint256)) private _fees;
 
-    constructor(address market_, address models_, address stepVerifier_, Params memory p) {
+    constructor(address market_, address trials_, address models_, address stepVerifier_, Params memory p) {
         _inRange("nodeTurn", p.nodeTurn, 1, type(uint32).max);
         _inRange("challengerTurn", p.challengerTurn, 1, type(uint32).max);
         _inRange("demandFee", p.demandFee, 1, type(uint128).max);
 
         IMarket m = IMarket(market_);
+        ITrials t = ITrials(trials_);
+        IChannels c = IChannels(t.channels());
         INodes n = INodes(m.nodes());
         _wired("market.challenges", m.challenges(), address(this));
         _wired("market.models", m.models(), models_);
+        _wired("trials.challenges", t.challenges(), address(this));
+        _wired("trials.models", t.models(), models_);
+        _wired("channels.trials", c.trials(), trials_);
+        _wired("channels.nodes", c.nodes(), address(n));
+        _wired("channels.token", c.token(), m.token());
         _wired("nodes.market", n.market(), market_);
+        _wired("nodes.channels", n.channels(), address(c));
         _wired("nodes.models", n.models(), models_);
         _wired("nodes.token", n.token(), m.token());
         if (stepVerifier_.code.length == 0) {
             revert WrongWiring("stepVerifier has no code", stepVerifier_, stepVerifier_);
         }
 
-        // A bond must still be there when the last challenge of its job ends.
-        IMarket.Params memory mp = m.params();
-        uint256 longest =
-            uint256(mp.submitTimeout) + mp.challengeWindow + MAX_DEPTH * (uint256(p.nodeTurn) + p.challengerTurn);
+        // A bond must still be there when the last challenge of its job ends, and a stake when the last of its receipts does.
+        uint256 turns = uint256(p.nodeTurn) + p.challengerTurn;
+        uint256 longest = _longestJob(m.params(), turns);
+        uint256 receipt = _longestReceipt(c.params(), turns);
+        if (receipt > longest) longest = receipt;
         if (n.UNSTAKE_DELAY() <= longest) revert UnstakeDelayTooShort(n.UNSTAKE_DELAY(), longest);
 
         market = market_;
+        trials = trials_;
         models = models_;
         stepVerifier = stepVerifier_;
         _nodeTurn = p.nodeTurn;
         _challengerTurn = p.challengerTurn;
         _demandFee = p.demandFee;
+    }
+
+    function _longestJob(IMarket.Params memory p, uint256 turns) private pure returns (uint256) {
+        return uint256(p.submitTimeout) + p.challengeWindow + MAX_DEPTH * turns;
+    }
+
+    /// From the redemption: the last lodging, the last first demand of its trial, the tokens and what lies under them.
+    function _longestReceipt(IChannels.Params memory p, uint256 turns) private pure returns (uint256) {
+        uint256 lodged = uint256(p.window) + p.receiptTurn + p.lodgeTurn;
+        return lodged + (p.window > p.lodgeTurn ? p.window : p.lodgeTurn) + (MAX_DEPTH + 1) * turns;
     }
 
     // --------------------------------------------------------------------------------------------------- demand
@@ -120,9 +148,12 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         o.turnEnd = deadline;
         o.paramsHash = keccak256(abi.encode(target, proof.nodeHash, leafCount, byteLength));
         ++_dockets[jobId].unanswered;
-        _fees[jobId][msg.sender] += _demandFee;
+        uint128 fee = _demandFee;
+        // Tokens are posted whole, so each page of them has its price.
+        if (target.kind == TargetKind.Tokens) fee *= 1 + byteLength / 1024;
+        _fees[jobId][msg.sender] += fee;
         emit Demanded(jobId, id, msg.sender, target, proof.nodeHash, leafCount, byteLength, depth, deadline);
-        _court(jobId).takeFee(msg.sender, jobId, _demandFee);
+        _court(jobId).takeFee(msg.sender, jobId, fee);
     }
 
     /// Whether a demand is in time, and how deep it lies.
@@ -133,7 +164,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     {
         if (OpeningId.unwrap(parent) == 0) {
             if (block.timestamp > windowEnd) revert TooLate(jobId, block.timestamp, windowEnd);
-            return 1;
+            return _rank(child) == TOKENS_RANK ? 0 : 1;
         }
         uint256 parentJob = uint256(OpeningId.unwrap(parent)) >> 128;
         if (parentJob != JobId.unwrap(jobId)) revert ParentJob(JobId.wrap(parentJob), jobId);
@@ -153,6 +184,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         view
         returns (uint32 leafCount, uint32 byteLength)
     {
+        if (t.kind == TargetKind.Tokens) return _checkTokens(jobId, t, proof);
         (uint16 layers,,) = IModels(models).dimensions(j.modelId);
         uint256 layerCount = uint256(layers) + 2;
         if (t.kind == TargetKind.Layers) {
@@ -202,6 +234,23 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
             Trees.done(proof.path, used);
             _sameRoot(root, proof.opRoots[t.op]);
         }
+    }
+
+    /// Checks that the target is one of the two sequences of a receipt.
+    function _checkTokens(JobId jobId, Target calldata t, DemandProof calldata proof)
+        private
+        view
+        returns (uint32 leafCount, uint32 byteLength)
+    {
+        if (!_isReceipt(jobId)) revert BadTarget("kind", uint256(t.kind), uint256(TargetKind.Tokens));
+        if (t.layer > 1) revert BadTarget("layer", t.layer, 2);
+        _unused(t.row == 0 && t.op == 0 && t.level == 0 && t.index == 0, t);
+        _noOpProof(proof);
+        Trees.done(proof.path, 0);
+        (,, TraceContext memory c) = _court(jobId).evidence(jobId);
+        _sameRoot(proof.nodeHash, t.layer == 0 ? c.inputHash : c.outputHash);
+        byteLength = 4 * (t.layer == 0 ? c.nIn : c.nOut);
+        leafCount = uint32(Trees.pageCount(byteLength));
     }
 
     /// The root above an inner node that the target names by level and index.
@@ -266,6 +315,9 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
             uint256 expected = Trees.pagesLength(byteLength, target.index, 1);
             if (data.length != expected) revert AnswerLength(data.length, expected);
             _sameAnswer(Trees.hashPages(data)[0], nodeHash);
+        } else if (target.kind == TargetKind.Tokens) {
+            if (data.length != byteLength) revert AnswerLength(data.length, byteLength);
+            _sameAnswer(Trees.tokensHash(data), nodeHash);
         } else {
             _checkDescendants(target, nodeHash, leafCount, data);
         }
@@ -430,7 +482,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function openingId(JobId jobId, Target calldata t) public pure returns (OpeningId) {
-        uint256 rank = uint256(t.kind) * 256 + 255 - t.level;
+        uint256 rank = t.kind == TargetKind.Tokens ? TOKENS_RANK : uint256(t.kind) * 256 + 255 - t.level;
         return OpeningId.wrap(
             bytes32(
                 (JobId.unwrap(jobId) << 128) | (rank << 112) | (uint256(t.layer) << 96) | (uint256(t.row) << 64)
@@ -483,8 +535,12 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     // --------------------------------------------------------------------------------------------------- checks
 
     /// Who holds the job.
-    function _court(JobId) private view returns (ICourt) {
-        return ICourt(market);
+    function _court(JobId jobId) private view returns (ICourt) {
+        return ICourt(_isReceipt(jobId) ? trials : market);
+    }
+
+    function _isReceipt(JobId jobId) private pure returns (bool) {
+        return JobId.unwrap(jobId) & Receipts.JOB_BIT != 0;
     }
 
     function _onTrial(JobId jobId) private view returns (ICourt.Trial memory j) {

@@ -11,7 +11,9 @@ import {IMarket} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
 import {TraceContext} from "./interfaces/IStepVerifier.sol";
+import {Programs} from "./lib/Programs.sol";
 import {Sampling} from "./lib/Sampling.sol";
+import {Tokens} from "./lib/Tokens.sol";
 import {Trees} from "./lib/Trees.sol";
 
 /// @title Market
@@ -21,7 +23,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
     using SafeCast for uint256;
 
     /// @notice the instruction set's proofs of range hold for positions below this
-    uint32 public constant MAX_POSITIONS = 8192;
+    uint32 public constant MAX_POSITIONS = Programs.MAX_POSITIONS;
     /// @notice where the burned part of a slash goes: nobody has its key, and an ERC-20 need not have a burn function
     address public constant BURN = 0x000000000000000000000000000000000000dEaD;
 
@@ -448,7 +450,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         uint256 limit = maxPositions < MAX_POSITIONS ? maxPositions : MAX_POSITIONS;
         if (positions > limit) revert TooManyPositions(positions, limit);
         for (uint256 i; i < nIn; ++i) {
-            uint32 tok = _tokenAt(tokens, i);
+            uint32 tok = Tokens.at(tokens, i);
             if (tok >= vocab) revert TokenOutOfVocabulary(i, tok, vocab);
         }
         return uint32(nIn);
@@ -460,12 +462,9 @@ contract Market is IMarket, ReentrancyGuardTransient {
         uint256 nOut = _countTokens(tokens);
         if (nOut > maxNew) revert AnswerTooLong(nOut, maxNew);
         for (uint256 i; i < nOut; ++i) {
-            uint32 tok = _tokenAt(tokens, i);
+            uint32 tok = Tokens.at(tokens, i);
             if (tok >= vocab) revert TokenOutOfVocabulary(i, tok, vocab);
-            bool stop;
-            for (uint256 k; k < stops.length; ++k) {
-                if (tok == stops[k]) stop = true;
-            }
+            bool stop = Tokens.isStop(tok, stops);
             if (i + 1 < nOut) {
                 if (stop) revert StopTokenTooEarly(i, tok);
             } else if (!stop && nOut != maxNew) {
@@ -476,15 +475,8 @@ contract Market is IMarket, ReentrancyGuardTransient {
     }
 
     function _countTokens(bytes calldata tokens) private pure returns (uint256) {
-        if (tokens.length == 0 || tokens.length % 4 != 0) revert TokenBytes(tokens.length);
+        if (!Tokens.isSequence(tokens)) revert TokenBytes(tokens.length);
         return tokens.length / 4;
-    }
-
-    function _tokenAt(bytes calldata tokens, uint256 i) private pure returns (uint32 tok) {
-        // A slice per token would check its bounds twice; the caller counts only whole tokens.
-        assembly ("memory-safe") {
-            tok := shr(224, calldataload(add(tokens.offset, shl(2, i))))
-        }
     }
 
     function _orderHash(Job storage j) private view returns (bytes32) {

@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {TraceContext} from "./IStepVerifier.sol";
 
-/// @dev Bit 127 says whose it is: clear for a job of the market, set for a receipt lodged with the channels. Fits u128.
+/// @dev Bit 127 says whose it is: clear for a job of the market, set for a receipt on trial. Fits u128.
 type JobId is uint256;
 
 enum JobState {
@@ -19,7 +19,7 @@ enum JobState {
 
 /// @title ICourt
 /// @notice What the challenges contract needs of whoever holds a job and the money around it: the market for jobs, the
-/// channels for receipts. A job can be challenged while it is Submitted, and ends Final or Slashed.
+/// trials for receipts. A job can be challenged while it is Submitted, and ends Final or Slashed.
 /// @dev Trust: `challenges` is fixed at construction and is the only caller of the four functions that move money.
 interface ICourt {
     /// @notice What a challenge needs of a job.

@@ -4,7 +4,7 @@ pragma solidity ^0.8.28;
 import {ICourt, JobId, JobState} from "./ICourt.sol";
 
 /// @title IMarket
-/// @notice Jobs and the money around them: escrow, demand fees, rewards, balances to withdraw. One of the two contracts
+/// @notice Jobs and the money around them: escrow, demand fees, rewards, balances to withdraw. One of the three contracts
 /// that hold tokens.
 /// @dev Trust: the payment token must move exactly what it is told and never charge on transfer (payments in check it).
 /// No admin, no upgrade, no pause. `challenges` is fixed at construction and is the only caller that can slash; it is
