@@ -172,6 +172,8 @@ impl Node {
         if !batch.caught_up {
             return Ok(());
         }
+        // Receipts come without a block.
+        self.changed |= self.shared.channels.as_ref().is_some_and(Channels::has_earned);
         let now = Instant::now();
         let due = self.failures.iter().any(|(action, (_, at))| *at <= now && !self.under_way.contains(action));
         if self.changed || due || self.seen != Some(batch.head) {

@@ -13,6 +13,7 @@ pub(crate) mod redeem;
 mod serve;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -47,6 +48,8 @@ pub(crate) struct Channels {
     claimed: Mutex<HashMap<B256, u64>>,
     /// Answers at a time.
     places: Arc<Semaphore>,
+    /// Whether something was earned since the last plan.
+    earned: AtomicBool,
 }
 
 /// A channel's book with the voucher that covers it.
@@ -86,7 +89,21 @@ impl Channels {
         let places = Arc::new(Semaphore::new(terms.streams.max(1)));
         let (accounts, lives, views, asks, samples, claimed) = Default::default();
         let ledger = Ledger::new(store);
-        Channels { terms, domain, ledger, chain, node, accounts, lives, views, asks, samples, claimed, places }
+        Channels {
+            terms,
+            domain,
+            ledger,
+            chain,
+            node,
+            accounts,
+            lives,
+            views,
+            asks,
+            samples,
+            claimed,
+            places,
+            earned: AtomicBool::new(false),
+        }
     }
 
     /// The chain has news of a channel.
@@ -172,6 +189,11 @@ impl Channels {
             }
         };
         Ok(account)
+    }
+
+    /// Whether something was earned since this was last asked.
+    pub(crate) fn has_earned(&self) -> bool {
+        self.earned.swap(false, Ordering::Relaxed)
     }
 
     /// Answers under way.

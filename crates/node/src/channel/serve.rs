@@ -1,6 +1,7 @@
 //! A request, from its voucher to its receipt.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{B256, Bytes};
@@ -176,7 +177,7 @@ impl Shared {
             match shared.answer_request(channels, open.clone(), &live) {
                 Ok(last) => live.finish(last),
                 Err(error) => {
-                    let wanted = !live.cancel.load(std::sync::atomic::Ordering::Relaxed);
+                    let wanted = !live.cancel.load(Ordering::Relaxed);
                     if wanted {
                         let action = format!("answering request {} of channel {}", open.request, open.channel);
                         shared.sink.emit(NodeEvent::Failed { action, error: error.to_string() });
@@ -292,6 +293,7 @@ impl Shared {
         (book.sequence, book.cumulative) = (sequence, cumulative);
         channels.ledger.settle(&record, &book)?;
         account.book.settle(open.request, sequence, cumulative);
+        channels.earned.store(true, Ordering::Relaxed);
         Ok(record)
     }
 }
