@@ -142,7 +142,7 @@ contract ChannelsRedeemTest is Exchange {
         Redemption memory r = redemption(id, 10);
         salt = uint128(bound(salt, 1, type(uint64).max));
         field = field % 4;
-        if (field == 0) r.voucher.sequence = 10 + uint64(bound(salt, 1, 1_000));
+        if (field == 0) r.voucher.request += uint64(bound(salt, 1, 1_000));
         if (field == 1) r.voucher.modelId = bytes32(uint256(salt));
         if (field == 2) r.voucher.cumulative += salt;
         if (field == 3) r.voucher.requestHash = bytes32(uint256(salt));
@@ -203,7 +203,7 @@ contract ChannelsRedeemTest is Exchange {
         bytes32 message = keccak256(
             abi.encode(
                 keccak256(
-                    "Voucher(bytes32 channelId,uint64 sequence,bytes32 modelId,uint128 cumulative,bytes32 requestHash)"
+                    "Voucher(bytes32 channelId,uint64 request,bytes32 modelId,uint128 cumulative,bytes32 requestHash)"
                 ),
                 id,
                 3,
@@ -216,7 +216,7 @@ contract ChannelsRedeemTest is Exchange {
         message = keccak256(
             abi.encode(
                 keccak256(
-                    "Receipt(bytes32 channelId,uint64 sequence,bytes32 modelId,bytes32 inputHash,bytes32 outputHash,uint32 nIn,uint32 nOut,uint32 maxNew,uint256 sampling,bytes32 seed,bytes32 layersRoot,uint128 price,uint128 cumulative)"
+                    "Receipt(bytes32 channelId,uint64 sequence,uint64 request,bytes32 modelId,bytes32 inputHash,bytes32 outputHash,uint32 nIn,uint32 nOut,uint32 maxNew,uint256 sampling,bytes32 seed,bytes32 layersRoot,uint128 price,uint128 cumulative)"
                 ),
                 receipt(3)
             )
@@ -253,9 +253,8 @@ contract ChannelsRedeemTest is Exchange {
         leaves = new bytes32[](list.length);
         for (uint256 i; i < list.length; i++) {
             Redemption memory r = list[i];
-            parts[i] = Part(
-                r.voucher.channelId, r.firstSequence, r.voucher.sequence, r.cumulative, r.cumulative, r.receiptsRoot
-            );
+            parts[i] =
+                Part(r.voucher.channelId, r.firstSequence, r.lastSequence, r.cumulative, r.cumulative, r.receiptsRoot);
             leaves[i] = keccak256(abi.encode(parts[i]));
         }
     }

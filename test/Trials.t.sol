@@ -163,7 +163,7 @@ contract TrialsTest is Exchange {
     function testFuzz_lodge_signature(uint256 field, uint64 salt) public {
         bytes memory signature = signed(bad);
         salt = uint64(bound(salt, 1, 1_000));
-        field = field % 13;
+        field = field % 14;
         if (field == 0) bad.channelId = bytes32(uint256(salt));
         if (field == 1) bad.sequence += salt;
         if (field == 2) bad.modelId = bytes32(uint256(salt));
@@ -177,6 +177,7 @@ contract TrialsTest is Exchange {
         if (field == 10) bad.layersRoot = bytes32(uint256(salt));
         if (field == 11) bad.price += salt;
         if (field == 12) bad.cumulative += salt;
+        if (field == 13) bad.request -= salt;
         vm.expectPartialRevert(IChannels.NotSignedByNode.selector);
         trials.lodge(bad, signature, nowhere());
     }

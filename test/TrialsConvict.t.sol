@@ -101,7 +101,7 @@ contract TrialsConvictTest is Exchange {
     function testFuzz_convictEquivocation(uint256 field, uint64 salt) public {
         (SignedReceipt memory a, SignedReceipt memory b) = (receipt(4), receipt(4));
         salt = uint64(bound(salt, 1, 1_000));
-        field = field % 11;
+        field = field % 13;
         if (field == 0) b.modelId = bytes32(uint256(salt));
         if (field == 1) b.inputHash = bytes32(uint256(salt));
         if (field == 2) b.outputHash = bytes32(uint256(salt));
@@ -113,6 +113,9 @@ contract TrialsConvictTest is Exchange {
         if (field == 8) b.layersRoot = bytes32(uint256(salt));
         if (field == 9) b.price += salt;
         if (field == 10) b.cumulative += salt;
+        // Two receipts with one number, or two for one request.
+        if (field == 11) b.request -= salt;
+        if (field == 12) b.sequence += salt;
         equivocate(a, b);
         assertConvicted();
     }

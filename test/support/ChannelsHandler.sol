@@ -129,6 +129,7 @@ contract ChannelsHandler is Test {
 
     function receiptOf(bytes32 id, uint64 n) internal view returns (SignedReceipt memory r) {
         (r.channelId, r.sequence, r.modelId, r.inputHash, r.outputHash) = (id, n, modelId, tokensHash, tokensHash);
+        r.request = n;
         (r.nIn, r.nOut, r.maxNew, r.price, r.cumulative) = (2, 2, 2, PRICE, PRICE * n);
     }
 
@@ -227,7 +228,7 @@ contract ChannelsHandler is Test {
         Voucher memory v = Voucher(part.channelId, part.last, modelId, part.cumulative, "request");
         Redemption[] memory list = new Redemption[](1);
         bytes memory signature = sign(c.user, channels.voucherDigest(v));
-        list[0] = Redemption(v, signature, part.first, part.cumulative, part.receiptsRoot);
+        list[0] = Redemption(v, signature, part.first, part.last, part.cumulative, part.receiptsRoot);
         vm.prank(c.node);
         channels.redeem(list);
         parts.push(part);

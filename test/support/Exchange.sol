@@ -68,6 +68,8 @@ abstract contract Exchange is Fixture {
     function receipt(bytes32 channelId, uint64 sequence) internal view returns (SignedReceipt memory r) {
         r.channelId = channelId;
         r.sequence = sequence;
+        // Numbered by the client, in an order of its own.
+        r.request = type(uint64).max - sequence;
         r.modelId = modelId;
         r.inputHash = hashOf(tokens(nIn));
         r.outputHash = hashOf(tokens(nOut));
@@ -127,6 +129,7 @@ abstract contract Exchange is Fixture {
         r.voucher = voucher(channelId, last, PRICE * last);
         r.signature = sign(gatewayKey, channels.voucherDigest(r.voucher));
         r.firstSequence = first;
+        r.lastSequence = last;
         r.cumulative = PRICE * last;
         r.receiptsRoot = receiptsRoot(channelId, first, last);
     }

@@ -20,12 +20,12 @@ use sworn_commit::{Manifest, TraceTree};
 use sworn_engine::{Cpu, audit};
 use sworn_model::{Model, synthetic};
 use sworn_node::{
-    ChannelTerms, EngineProver, EventSink, Execution, Honest, Job, Node, NodeConfig, NodeEvent, Offer, Prover,
+    ChannelTerms, Conduct, EngineProver, EventSink, Execution, Honest, Job, Node, NodeConfig, NodeEvent, Offer, Prover,
     Registration,
 };
 use sworn_receipts::{
-    Answered, Ask, Client, ClientOptions, Code, Domain, Error, Event, Finish, SignedReceipt, check_answer, follows,
-    sign_sync,
+    Answered, Ask, Client, ClientOptions, Code, Domain, Error, Event, Finish, Receipt, SignedReceipt, check_answer,
+    follows, sign_sync,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -109,6 +109,10 @@ impl World {
     }
 
     async fn node_in(&self, data: PathBuf, redeem_at: u128) -> Running {
+        self.node_with(data, redeem_at, Arc::new(Honest)).await
+    }
+
+    async fn node_with(&self, data: PathBuf, redeem_at: u128, conduct: Arc<dyn Conduct>) -> Running {
         let chain = self.net.chain().await;
         let path = data.join("journal.redb");
         let store = loop {
@@ -125,7 +129,7 @@ impl World {
             move |e: &NodeEvent| events.lock().unwrap().push(e.clone())
         });
         let config = NodeConfig { data, ..self.config(redeem_at) };
-        let node = Node::start(config, sender, store, self.prover(), Arc::new(Honest), sink).await.unwrap();
+        let node = Node::start(config, sender, store, self.prover(), conduct, sink).await.unwrap();
         let url = format!("http://{}", node.address().unwrap());
         let (stop, stopped) = oneshot::channel();
         let task = tokio::spawn(node.run(async move {
@@ -172,6 +176,19 @@ impl World {
         let honest = audit(&cpu, &ask.prompt, tokens, &ask.run().unwrap(), None).unwrap();
         assert_eq!(signed.receipt.layersRoot, B256::from(honest.trace.layers_root));
         assert_eq!(honest.first_wrong_token(tokens), None);
+    }
+
+    /// Where the only receipt of the only channel of a batch is.
+    fn place(&self, batch: U256, signed: &SignedReceipt) -> Place {
+        let part = Part {
+            channelId: signed.receipt.channelId,
+            first: 1,
+            last: 1,
+            amount: signed.receipt.price,
+            cumulative: signed.receipt.cumulative,
+            receiptsRoot: sworn_receipts::receipts_root(&self.domain(), [&signed.receipt]),
+        };
+        Place { batchId: batch, part, index: 0, proof: vec![] }
     }
 
     async fn channel(&self, id: B256) -> IChannels::Channel {
@@ -481,16 +498,7 @@ async fn e2e_a_receipt_is_published_lodged_demanded_and_acquitted() {
     let NodeEvent::Redeemed { batch, .. } = redeemed else { unreachable!() };
 
     // Somebody demands to see it.
-    let (channels, domain) = (w.net.deployment.channels, w.domain());
-    let part = Part {
-        channelId: channel,
-        first: 1,
-        last: 1,
-        amount: signed.receipt.price,
-        cumulative: signed.receipt.cumulative,
-        receiptsRoot: sworn_receipts::receipts_root(&domain, [&signed.receipt]),
-    };
-    let place = Place { batchId: batch, part, index: 0, proof: vec![] };
+    let (channels, domain, place) = (w.net.deployment.channels, w.domain(), w.place(batch, &signed));
     let call = IChannels::demandReceiptCall { place: place.clone(), sequence: 1 };
     w.user.send(&Intent::call("demand", channels, &call)).await.unwrap();
     node.waits_for("published", |e| matches!(e, NodeEvent::Published { .. })).await;
@@ -544,6 +552,45 @@ async fn e2e_a_receipt_is_published_lodged_demanded_and_acquitted() {
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     node.waits_for("acquitted", |e| matches!(e, NodeEvent::Finalized { .. })).await;
+    node.stop().await;
+}
+
+/// Publishes nothing.
+struct Hiding;
+
+impl Conduct for Hiding {
+    fn publishes(&self, _: &Receipt) -> bool {
+        false
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e2e_a_receipt_that_is_hidden_costs_its_batch() {
+    let w = World::new().await;
+    let node = w.node_with(w.data(), UNIT / 100, Arc::new(Hiding)).await;
+    let channel = w.open(1).await;
+    let ask = w.request(&node, channel, 1, 6, UNIT).await;
+    let (_, signed, _) = node.answer(channel, &ask).await;
+    let redeemed = node.waits_for("redeemed", |e| matches!(e, NodeEvent::Redeemed { .. })).await;
+    let NodeEvent::Redeemed { batch, .. } = redeemed else { unreachable!() };
+    let (channels, place) = (w.net.deployment.channels, w.place(batch, &signed));
+    let call = IChannels::demandReceiptCall { place: place.clone(), sequence: 1 };
+    w.user.send(&Intent::call("demand", channels, &call)).await.unwrap();
+    node.waits_for("demanded", |e| matches!(e, NodeEvent::ReceiptDemanded { .. })).await;
+    w.net.pass(61).await;
+    let call = IChannels::receiptTimeoutCall { batchId: batch, channelId: channel, sequence: 1 };
+    w.user.send(&Intent::call("timeout", channels, &call)).await.unwrap();
+    assert_eq!(w.user.chain().channels().batch(batch).call().await.unwrap().state, BatchState::Void);
+    w.user.send(&Intent::call("refund", channels, &IChannels::refundCall { place })).await.unwrap();
+    // The node goes on with what is left to it, and does not try to collect.
+    let next = w.request(&node, channel, 2, 3, 2 * UNIT).await;
+    node.answer(channel, &next).await;
+    eventually("the next batch", async || {
+        let events = node.events.lock().unwrap();
+        (events.iter().filter(|e| matches!(e, NodeEvent::Redeemed { .. })).count() == 2).then_some(())
+    })
+    .await;
+    assert!(!node.events.lock().unwrap().iter().any(|e| matches!(e, NodeEvent::Released { .. })));
     node.stop().await;
 }
 
