@@ -18,7 +18,8 @@ impl Opened {
         match target.kind {
             TargetKind::Layers | TargetKind::Positions => Some(Opened::Trace),
             TargetKind::OpList | TargetKind::Pages | TargetKind::Page => Some(Opened::Ops),
-            TargetKind::__Invalid => None,
+            // A job's tokens are in its transactions; nobody can ask for them.
+            TargetKind::Tokens | TargetKind::__Invalid => None,
         }
     }
 }
