@@ -137,6 +137,7 @@ contract Channels is Purse, EIP712, Multicall {
     function _close(bytes32 channelId, Channel storage c) private {
         uint128 rest = c.deposit - c.claimed;
         c.state = ChannelState.Closed;
+        c.closeAt = uint40(block.timestamp);
         emit ChannelClosed(channelId, rest);
         _uncommit(c.user, rest);
     }

@@ -3,7 +3,7 @@ pragma solidity ^0.8.28;
 
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {IChallenges} from "./interfaces/IChallenges.sol";
-import {IChannels, Part, Place, Receipt} from "./interfaces/IChannels.sol";
+import {ChannelState, IChannels, Part, Place, Receipt} from "./interfaces/IChannels.sol";
 import {ICourt, JobId, JobState} from "./interfaces/ICourt.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {TraceContext} from "./interfaces/IStepVerifier.sol";
@@ -94,7 +94,9 @@ contract Trials is ITrials, ReentrancyGuardTransient {
         _write(t, receipt);
         // Whoever has not seen the receipt before has time from now on.
         uint40 deadline = _after(_window);
-        if (place.batchId != 0) {
+        if (place.batchId == 0) {
+            _unredeemed(receipt.channelId, receipt.sequence);
+        } else {
             deadline = _attach(jobId, t, place);
             uint40 turn = _after(_lodgeTurn);
             if (deadline < turn) deadline = turn;
@@ -102,6 +104,13 @@ contract Trials is ITrials, ReentrancyGuardTransient {
         t.deadline = deadline;
         emit ReceiptLodged(jobId, digest, node, receipt, Receipts.traceRoot(receipt), deadline);
         IChannels(channels).takeFee(msg.sender, _lodgeFee);
+    }
+
+    /// Whether a receipt without a batch can still come into one, or could lately.
+    function _unredeemed(bytes32 channelId, uint64 sequence) private view {
+        IChannels.Channel memory c = IChannels(channels).channel(channelId);
+        bool over = c.state == ChannelState.Closed && block.timestamp > c.closeAt + _window;
+        if (over || sequence <= c.sequence) revert NotTriable(channelId, sequence, c.sequence);
     }
 
     function _write(Case storage t, Receipt calldata r) private {

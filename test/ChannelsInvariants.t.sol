@@ -9,13 +9,11 @@ import {Fixture} from "./support/Fixture.sol";
 
 contract ChannelsInvariantsTest is Fixture {
     ChannelsHandler internal handler;
-    uint256 internal supply;
     bytes4[] internal steps;
 
     function setUp() public override {
         super.setUp();
         handler = new ChannelsHandler(token, nodes, channels, trials, challenges, modelId);
-        supply = token.totalSupply();
         // Twice what everything else waits for.
         bytes4[18] memory all = [
             ChannelsHandler.open.selector,
@@ -57,16 +55,17 @@ contract ChannelsInvariantsTest is Fixture {
         assertEq(channels.totalCommitted(), handler.committed(), "committed");
         assertEq(channels.totalFees(), handler.fees(), "fees");
         uint256 stakes = nodes.node(nora).stake;
-        for (uint256 i; i < 3; i++) {
-            INodes.Node memory n = nodes.node(handler.server(i));
+        for (uint256 i; i < handler.peopleCount(); i++) {
+            address who = handler.people(i);
+            INodes.Node memory n = nodes.node(who);
             stakes += n.stake;
             assertGe(n.stake, uint256(n.locked) + n.pledged + n.unbonding, "stake");
-            if (!n.convicted) assertEq(n.pledged, handler.pledgedFor(handler.server(i)), "pledged");
+            assertEq(n.pledged, n.convicted ? 0 : handler.pledgedFor(who), "pledged");
         }
         assertEq(token.balanceOf(address(nodes)), stakes, "stakes");
         // The fixture's own node and people take no part.
         held += token.balanceOf(address(channels)) + stakes - nodes.node(nora).stake + token.balanceOf(DEAD);
-        assertEq(held + 6 * FUNDS, supply, "supply");
+        assertEq(held + 6 * FUNDS, token.totalSupply(), "supply");
     }
 
     /// Whatever has happened, everything ends: no channel, no batch, no demand, no trial can hold money for ever.
@@ -114,7 +113,7 @@ contract ChannelsInvariantsTest is Fixture {
             if (i % 100 == 0) invariant_all();
         }
         invariant_all();
-        string[20] memory names = [
+        string[21] memory names = [
             "open",
             "topUp",
             "close",
@@ -124,6 +123,7 @@ contract ChannelsInvariantsTest is Fixture {
             "unstake",
             "demand",
             "lodge",
+            "attach",
             "tokens",
             "answer",
             "equivocate",

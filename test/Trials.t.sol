@@ -121,14 +121,25 @@ contract TrialsTest is Exchange {
         bytes memory signature = signed(bad);
         vm.expectRevert(abi.encodeWithSelector(IChannels.TooLate.selector, end + 1, end));
         trials.lodge(bad, signature, place);
-        // It can still be tried; the batch does not wait for it.
-        job = lodge(bad, nowhere());
-        channels.release(1);
-        assertBatch(place, IChannels.BatchState.Released);
+        vm.expectRevert(abi.encodeWithSelector(ITrials.NotTriable.selector, id, 10, 10));
+        trials.lodge(bad, signature, nowhere());
+    }
+
+    /// What was not redeemed can be tried while the channel lives, and a window after it.
+    function test_lodge_closed() public {
+        vm.prank(nora);
+        channels.closeByNode(id);
+        skip(rp.window);
+        lodge(receipt(11), nowhere());
+        skip(1);
+        SignedReceipt memory r = receipt(12);
+        bytes memory signature = signed(r);
+        vm.expectRevert(abi.encodeWithSelector(ITrials.NotTriable.selector, id, 12, 10));
+        trials.lodge(r, signature, nowhere());
     }
 
     function test_lodge_loose() public {
-        job = lodge(bad, nowhere());
+        job = lodge(receipt(11), nowhere());
         assertEq(trials.trial(job).deadline, block.timestamp + rp.window);
         assertEq(trials.batchOf(job), 0);
         assertEq(batchOf(place).openTrials, 0);
@@ -471,14 +482,33 @@ contract TrialsTest is Exchange {
         assertConserved();
     }
 
-    /// After the release a conviction still takes the stake; the batch stays paid.
-    function test_proveFraud_released() public {
+    /// After the release it is over, as with a job: no trial, so nobody need keep tokens for one.
+    function test_lodge_released() public {
         vm.warp(batchOf(place).windowEnd + 1);
         channels.release(1);
+        bytes memory signature = signed(bad);
+        vm.expectRevert(abi.encodeWithSelector(ITrials.NotTriable.selector, id, 10, 10));
+        trials.lodge(bad, signature, nowhere());
+        vm.expectPartialRevert(IChannels.WrongBatchState.selector);
+        trials.lodge(bad, signature, place);
+    }
+
+    /// A trial that began before the redemption goes on after a release that did not wait for it.
+    function test_proveFraud_released() public {
+        bad.sequence = 11;
         job = lodge(bad, nowhere());
-        prove();
+        redeemed(12);
+        vm.warp(trials.trial(job).deadline);
+        open(job, opListTarget(lie.layer, lie.row), trace);
+        skip(1);
+        channels.release(2);
+        bytes32 commitment = challenges.commitmentOf(job, lie, walt, WALTS);
+        vm.prank(walt);
+        challenges.announce(job, commitment);
+        vm.roll(block.number + 1);
+        proveAnnounced();
         assertTrue(nodes.node(nora).convicted);
-        assertEq(channels.balanceOf(nora), 10 * PRICE);
+        assertEq(channels.balanceOf(nora), 2 * PRICE);
         assertEq(channels.balanceOf(uma), STAKE * 3 / 10);
         assertConserved();
     }

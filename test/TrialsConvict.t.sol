@@ -298,9 +298,7 @@ contract TrialsConvictTest is Exchange {
         stake = uint128(bound(stake, 3, FUNDS));
         vm.startPrank(nils);
         nodes.deposit(stake);
-        channels.deposit(1);
-        bytes32 own = channels.open(nora, nils, 1, "own");
-        own = channels.open(nils, nils, 0, "own");
+        bytes32 own = channels.open(nils, nils, 0, "own");
         vm.stopPrank();
         SignedReceipt memory r = receipt(own, 1);
         r.modelId = "none";

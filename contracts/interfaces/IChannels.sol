@@ -94,7 +94,7 @@ interface IChannels {
     struct Channel {
         address user;
         address node;
-        uint40 closeAt; // Closing: from the next second on
+        uint40 closeAt; // Closing: from the next second on; Closed: when it was closed
         address signer; // of vouchers
         uint64 sequence; // of the last receipt that was redeemed
         ChannelState state;

@@ -47,6 +47,8 @@ interface ITrials is ICourt {
     error NotChallenges(address actual, address expected);
     /// @notice The receipt has been lodged.
     error AlreadyLodged(bytes32 digest, JobId jobId);
+    /// @notice The receipt was redeemed, so its batch must be named; or its channel was closed longer than a window ago.
+    error NotTriable(bytes32 channelId, uint64 sequence, uint64 redeemed);
     /// @notice The receipt has a fault that no trial is needed for; show it.
     error Malformed(Fault fault);
     /// @notice The receipt has no fault that these tokens show.
@@ -72,6 +74,8 @@ interface ITrials is ICourt {
 
     /// @notice Brings a receipt to trial: from now on it can be challenged like a job. Costs `receiptFee`, from an allowance: the
     /// node's if it is acquitted, otherwise back. A receipt is lodged once.
+    /// @dev Possible until the receipt's batch is over, or, if it was not redeemed, until a window after its channel was closed. A
+    /// node keeps the tokens of an answer as long: nobody can ask for them later.
     /// @param place the part of a pending batch that holds the receipt, so that the batch waits; a batchId of zero: none
     function lodge(Receipt calldata receipt, bytes calldata signature, Place calldata place) external returns (JobId);
 

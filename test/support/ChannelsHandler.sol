@@ -38,7 +38,10 @@ contract ChannelsHandler is Test {
     bytes32 internal tokensHash;
     bytes internal sequence;
 
+    /// users, watchers, then nodes, new ones included
     address[] public people;
+    /// who serves now, convicted or not
+    address[SERVERS] internal servers;
     mapping(address => uint256) internal keys;
     bytes32[] internal ids;
     /// batch b has one part, parts[b - 1]
@@ -66,17 +69,30 @@ contract ChannelsHandler is Test {
         params = channels_.params();
         sequence = abi.encodePacked(uint32(1), uint32(2));
         tokensHash = keccak256(abi.encodePacked(uint8(8), uint32(2), NaiveTree.root(NaiveTree.pageHashes(sequence))));
-        for (uint256 i; i < USERS + SERVERS + WATCHERS; i++) {
-            (address who, uint256 key) = makeAddrAndKey(string.concat("person ", vm.toString(i)));
-            people.push(who);
-            keys[who] = key;
-            token.mint(who, 1_000_000 ether);
-            vm.startPrank(who);
-            token.approve(address(nodes), type(uint256).max);
-            token.approve(address(channels), type(uint256).max);
-            if (i >= USERS && i < USERS + SERVERS) nodes.deposit(300 ether);
-            vm.stopPrank();
+        for (uint256 i; i < USERS + WATCHERS; i++) {
+            person();
         }
+        for (uint256 i; i < SERVERS; i++) {
+            enroll(i);
+        }
+    }
+
+    function person() private returns (address who) {
+        uint256 key;
+        (who, key) = makeAddrAndKey(string.concat("person ", vm.toString(people.length)));
+        people.push(who);
+        keys[who] = key;
+        token.mint(who, 1_000_000 ether);
+        vm.startPrank(who);
+        token.approve(address(nodes), type(uint256).max);
+        token.approve(address(channels), type(uint256).max);
+        vm.stopPrank();
+    }
+
+    function enroll(uint256 place) private {
+        servers[place] = person();
+        vm.prank(servers[place]);
+        nodes.deposit(300 ether);
     }
 
     modifier step(bytes32 name) {
@@ -94,11 +110,11 @@ contract ChannelsHandler is Test {
     }
 
     function server(uint256 seed) public view returns (address) {
-        return people[USERS + seed % SERVERS];
+        return servers[seed % SERVERS];
     }
 
     function watcher(uint256 seed) internal view returns (address) {
-        return people[USERS + SERVERS + seed % WATCHERS];
+        return people[USERS + seed % WATCHERS];
     }
 
     function peopleCount() external view returns (uint256) {
@@ -156,7 +172,7 @@ contract ChannelsHandler is Test {
     // ------------------------------------------------------------------------------------------------------- users
 
     function open(uint256 who, uint256 whom, uint256 amount) external step("open") {
-        if (ids.length >= 12) return _idle();
+        if (ids.length >= 40) return _idle();
         address u = user(who);
         uint128 deposit = uint128(bound(amount, 5 ether, 30 ether));
         vm.startPrank(u);
@@ -257,6 +273,8 @@ contract ChannelsHandler is Test {
 
     function unstake(uint256 who, uint256 amount) external step("unstake") {
         address node = server(who);
+        // Whoever was convicted is replaced.
+        if (nodes.isConvicted(node)) return enroll(who % SERVERS);
         uint256 free = nodes.freeStake(node);
         vm.startPrank(node);
         if (nodes.node(node).unbonding > 0 && block.timestamp >= nodes.node(node).unbondingAt) nodes.withdrawStake();
@@ -281,17 +299,31 @@ contract ChannelsHandler is Test {
     }
 
     function lodge(uint256 who, uint256 seed, uint256 which) external step("lodge") {
+        if (which % 3 == 0) return lodgeLoose(who, seed, which);
         if (batchCount() == 0) return _idle();
         uint256 b = seed % batchCount() + 1;
-        SignedReceipt memory r =
-            receiptOf(parts[b - 1].channelId, uint64(bound(which, parts[b - 1].first, parts[b - 1].last)));
         IChannels.Batch memory batch = channels.batch(b);
-        bool open_ = batch.state == IChannels.BatchState.Pending && block.timestamp <= batch.lodgeEnd;
-        JobId job = trials.jobOf(channels.receiptDigest(r));
-        if (JobId.unwrap(job) == 0) return _lodge(watcher(who), r, open_ && which % 3 != 0 ? b : 0);
-        // Lodged before, without its batch.
-        if (!open_ || trials.batchOf(job) != 0 || trials.stateOf(job) != JobState.Submitted) return _idle();
-        trials.attach(job, placeOf(b));
+        if (batch.state != IChannels.BatchState.Pending || block.timestamp > batch.lodgeEnd) return _idle();
+        // The first of a batch may have been lodged before it was redeemed.
+        uint64 first = parts[b - 1].first;
+        JobId job = trials.jobOf(channels.receiptDigest(receiptOf(parts[b - 1].channelId, first)));
+        if (JobId.unwrap(job) != 0 && trials.batchOf(job) == 0 && trials.stateOf(job) == JobState.Submitted) {
+            trials.attach(job, placeOf(b));
+            did("attach");
+            return;
+        }
+        SignedReceipt memory r = receiptOf(parts[b - 1].channelId, uint64(bound(which, first, parts[b - 1].last)));
+        if (JobId.unwrap(trials.jobOf(channels.receiptDigest(r))) != 0) return _idle();
+        _lodge(watcher(who), r, b);
+    }
+
+    /// The next receipt of a channel, before it is redeemed.
+    function lodgeLoose(uint256 who, uint256 seed, uint256 which) private {
+        uint256 i = find(seed, which % 2 == 0 ? ChannelState.Open : ChannelState.Closing);
+        if (i == ids.length) return _idle();
+        SignedReceipt memory r = receiptOf(ids[i], channelAt(i).sequence + 1);
+        if (JobId.unwrap(trials.jobOf(channels.receiptDigest(r))) != 0) return _idle();
+        _lodge(watcher(who), r, 0);
     }
 
     function _lodge(address who, SignedReceipt memory r, uint256 b) private {
@@ -338,7 +370,7 @@ contract ChannelsHandler is Test {
     }
 
     function equivocate(uint256 who, uint256 seed, uint256 mood) external step("equivocate") {
-        // Very rarely: there are three nodes, and a conviction is for ever.
+        // Rarely, or nothing would be left.
         if (ids.length == 0 || mood % 8 != 0) return _idle();
         bytes32 id = ids[seed % ids.length];
         (SignedReceipt memory a, SignedReceipt memory b) = (receiptOf(id, 1), receiptOf(id, 1));
@@ -475,8 +507,8 @@ contract ChannelsHandler is Test {
             if (now_ != seen[b]) assertLt(uint8(seen[b]), uint8(IChannels.BatchState.Released), "an end changed");
             seen[b] = now_;
         }
-        for (uint256 i; i < SERVERS; i++) {
-            assertEq(nodes.isConvicted(server(i)), guilty[server(i)], "guilt");
+        for (uint256 i; i < people.length; i++) {
+            assertEq(nodes.isConvicted(people[i]), guilty[people[i]], "guilt");
         }
     }
 

@@ -23,6 +23,11 @@ pub fn opening_id(job: U256, target: &Target) -> B256 {
     B256::from(id)
 }
 
+/// Whether an id is that of a receipt on trial, not of a job of the market.
+pub fn is_receipt(job: U256) -> bool {
+    job.bit(127)
+}
+
 /// The sizes of a submitted job's trace, for a model with `layers` blocks; `None` before a result is there.
 pub fn job_dims(job: &IMarket::Job, layers: u16) -> Option<TraceDims> {
     (job.nIn > 0 && job.nOut > 0).then_some(TraceDims { layers, n_in: job.nIn, n_out: job.nOut })
@@ -221,6 +226,12 @@ impl JobState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn receipts_are_told_from_jobs() {
+        assert!(!is_receipt(U256::from(u64::MAX)));
+        assert!(is_receipt((U256::ONE << 127) | U256::ONE));
+    }
 
     #[test]
     fn opening_ids_are_laid_out_as_documented() {

@@ -81,7 +81,7 @@ impl Default for Terms {
                 receiptTurn: t(60),
                 lodgeTurn: t(60),
                 receiptFee: 10_000_000_000_000_000,
-                minBond: 1_000_000_000_000_000_000,
+                minBond: 10_000_000_000_000_000_000,
                 bondFactorBps: 20_000,
                 userShareBps: 3_000,
                 challengerShareBps: 4_000,
@@ -340,7 +340,7 @@ impl Devnet {
     pub async fn all_tokens(&self, actors: &[&Actor]) -> Result<U256> {
         let d = &self.deployment;
         let mut sum = U256::ZERO;
-        for who in actors.iter().map(|a| a.address()).chain([d.market, d.nodes, d.channels, BURN]) {
+        for who in actors.iter().map(|a| a.address()).chain([d.market, d.nodes, BURN]) {
             sum += self.tokens_of(who).await?;
         }
         Ok(sum)

@@ -111,22 +111,20 @@ impl Devnet {
         let nonce = provider.get_transaction_count(from).await.unwrap();
         let [market, channels, trials, challenges] = [1, 2, 3, 4].map(|n| from.create(nonce + n));
         let a = DynSolValue::Address;
-        let unstake = (p.submit + p.window + 16 * p.turn).max(4 * p.window + 3 * p.turn + 18 * p.turn) + 1;
+        let unstake = p.submit + 2 * p.window + 21 * p.turn + 1;
         let nodes = deploy("Nodes", vec![a(token), a(models), a(market), a(channels), uint(unstake.into())]).await;
         let params = [60, p.submit.into(), p.window.into(), 10 * UNIT, 20_000, 500, 3_000, 4_000].map(uint);
         let made =
             deploy("Market", vec![a(token), a(models), a(nodes), a(challenges), DynSolValue::Tuple(params.to_vec())])
                 .await;
         assert_eq!(made, market);
-        let (window, turn) = (p.window.into(), p.turn.into());
-        let params = [window, 2 * window, turn, turn, UNIT / 100, UNIT / 10, 20_000, 3_000, 4_000].map(uint);
-        let made = deploy(
-            "Channels",
-            vec![a(token), a(nodes), a(trials), a(Address::ZERO), DynSolValue::Tuple(params.to_vec())],
-        )
-        .await;
+        let params = [p.window, 2 * p.window, p.turn, p.turn].map(u128::from);
+        let money = [UNIT / 100, 10 * UNIT, 20_000, 3_000, 4_000];
+        let params = DynSolValue::Tuple(params.into_iter().chain(money).map(uint).collect());
+        let made = deploy("Channels", vec![a(token), a(nodes), a(trials), a(Address::ZERO), params]).await;
         assert_eq!(made, channels);
-        assert_eq!(deploy("Trials", vec![a(channels), a(models), a(challenges)]).await, trials);
+        let made = deploy("Trials", vec![a(channels), a(models), a(challenges)]).await;
+        assert_eq!(made, trials);
         let params = [p.turn.into(), p.turn.into(), UNIT / 100].map(uint);
         let made = deploy(
             "Challenges",
