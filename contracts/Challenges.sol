@@ -3,12 +3,16 @@ pragma solidity ^0.8.28;
 
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {IChallenges, OpeningId, Target, TargetKind} from "./interfaces/IChallenges.sol";
-import {IMarket, JobId, JobState} from "./interfaces/IMarket.sol";
+import {IChannels} from "./interfaces/IChannels.sol";
+import {ICourt, JobId, JobState} from "./interfaces/ICourt.sol";
+import {IMarket} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
+import {ITrials} from "./interfaces/ITrials.sol";
 import {Claim, IStepVerifier, TraceContext, Witness} from "./interfaces/IStepVerifier.sol";
 import {Descriptor, Head} from "./lib/Descriptor.sol";
 import {Programs} from "./lib/Programs.sol";
+import {Receipts} from "./lib/Receipts.sol";
 import {Trees} from "./lib/Trees.sol";
 
 /// @title Challenges
@@ -22,9 +26,14 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     /// @inheritdoc IChallenges
     address public immutable market;
     /// @inheritdoc IChallenges
+    address public immutable trials;
+    /// @inheritdoc IChallenges
     address public immutable models;
     /// @inheritdoc IChallenges
     address public immutable stepVerifier;
+
+    /// Below that of every other target: no tree is 255 levels high.
+    uint256 private constant TOKENS_RANK = 0;
 
     uint40 private immutable _nodeTurn;
     uint40 private immutable _challengerTurn;
@@ -61,34 +70,54 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     mapping(JobId => mapping(address by => mapping(bytes32 commitment => Announcement))) private _announcements;
     mapping(JobId => mapping(address payer => uint256)) private _fees;
 
-    constructor(address market_, address models_, address stepVerifier_, Params memory p) {
+    constructor(address market_, address trials_, address models_, address stepVerifier_, Params memory p) {
         _inRange("nodeTurn", p.nodeTurn, 1, type(uint32).max);
         _inRange("challengerTurn", p.challengerTurn, 1, type(uint32).max);
         _inRange("demandFee", p.demandFee, 1, type(uint128).max);
 
         IMarket m = IMarket(market_);
+        ITrials t = ITrials(trials_);
+        IChannels c = IChannels(t.channels());
         INodes n = INodes(m.nodes());
         _wired("market.challenges", m.challenges(), address(this));
         _wired("market.models", m.models(), models_);
+        _wired("trials.challenges", t.challenges(), address(this));
+        _wired("trials.models", t.models(), models_);
+        _wired("channels.trials", c.trials(), trials_);
+        _wired("channels.nodes", c.nodes(), address(n));
+        _wired("channels.token", c.token(), m.token());
         _wired("nodes.market", n.market(), market_);
+        _wired("nodes.channels", n.channels(), address(c));
         _wired("nodes.models", n.models(), models_);
         _wired("nodes.token", n.token(), m.token());
         if (stepVerifier_.code.length == 0) {
             revert WrongWiring("stepVerifier has no code", stepVerifier_, stepVerifier_);
         }
 
-        // A bond must still be there when the last challenge of its job ends.
-        IMarket.Params memory mp = m.params();
-        uint256 longest =
-            uint256(mp.submitTimeout) + mp.challengeWindow + MAX_DEPTH * (uint256(p.nodeTurn) + p.challengerTurn);
+        // A bond must still be there when the last challenge of its job ends, and a stake when the last of its receipts does.
+        uint256 turns = uint256(p.nodeTurn) + p.challengerTurn;
+        uint256 longest = _longestJob(m.params(), turns);
+        uint256 receipt = _longestReceipt(c.params(), turns);
+        if (receipt > longest) longest = receipt;
         if (n.UNSTAKE_DELAY() <= longest) revert UnstakeDelayTooShort(n.UNSTAKE_DELAY(), longest);
 
         market = market_;
+        trials = trials_;
         models = models_;
         stepVerifier = stepVerifier_;
         _nodeTurn = p.nodeTurn;
         _challengerTurn = p.challengerTurn;
         _demandFee = p.demandFee;
+    }
+
+    function _longestJob(IMarket.Params memory p, uint256 turns) private pure returns (uint256) {
+        return uint256(p.submitTimeout) + p.challengeWindow + MAX_DEPTH * turns;
+    }
+
+    /// From the redemption: the last lodging, the last first demand of its trial, the tokens and what lies under them.
+    function _longestReceipt(IChannels.Params memory p, uint256 turns) private pure returns (uint256) {
+        uint256 lodged = uint256(p.window) + p.receiptTurn + p.lodgeTurn;
+        return lodged + (p.window > p.lodgeTurn ? p.window : p.lodgeTurn) + (MAX_DEPTH + 1) * turns;
     }
 
     // --------------------------------------------------------------------------------------------------- demand
@@ -99,7 +128,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         nonReentrant
         returns (OpeningId id)
     {
-        IMarket.Trial memory j = _onTrial(jobId);
+        ICourt.Trial memory j = _onTrial(jobId);
         id = openingId(jobId, target);
         uint8 depth = _depthUnder(jobId, parent, id, j.deadline);
         Opening storage o = _openings[id];
@@ -119,9 +148,12 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         o.turnEnd = deadline;
         o.paramsHash = keccak256(abi.encode(target, proof.nodeHash, leafCount, byteLength));
         ++_dockets[jobId].unanswered;
-        _fees[jobId][msg.sender] += _demandFee;
+        uint128 fee = _demandFee;
+        // Tokens are posted whole, so each page of them has its price.
+        if (target.kind == TargetKind.Tokens) fee *= 1 + byteLength / 1024;
+        _fees[jobId][msg.sender] += fee;
         emit Demanded(jobId, id, msg.sender, target, proof.nodeHash, leafCount, byteLength, depth, deadline);
-        IMarket(market).takeFee(msg.sender, jobId, _demandFee);
+        _court(jobId).takeFee(msg.sender, jobId, fee);
     }
 
     /// Whether a demand is in time, and how deep it lies.
@@ -132,7 +164,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     {
         if (OpeningId.unwrap(parent) == 0) {
             if (block.timestamp > windowEnd) revert TooLate(jobId, block.timestamp, windowEnd);
-            return 1;
+            return _rank(child) == TOKENS_RANK ? 0 : 1;
         }
         uint256 parentJob = uint256(OpeningId.unwrap(parent)) >> 128;
         if (parentJob != JobId.unwrap(jobId)) revert ParentJob(JobId.wrap(parentJob), jobId);
@@ -147,11 +179,12 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// Checks that the target is a node of the job's trace whose hash is proof.nodeHash.
-    function _checkTarget(JobId jobId, IMarket.Trial memory j, Target calldata t, DemandProof calldata proof)
+    function _checkTarget(JobId jobId, ICourt.Trial memory j, Target calldata t, DemandProof calldata proof)
         private
         view
         returns (uint32 leafCount, uint32 byteLength)
     {
+        if (t.kind == TargetKind.Tokens) return _checkTokens(jobId, t, proof);
         (uint16 layers,,) = IModels(models).dimensions(j.modelId);
         uint256 layerCount = uint256(layers) + 2;
         if (t.kind == TargetKind.Layers) {
@@ -203,6 +236,23 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         }
     }
 
+    /// Checks that the target is one of the two sequences of a receipt.
+    function _checkTokens(JobId jobId, Target calldata t, DemandProof calldata proof)
+        private
+        view
+        returns (uint32 leafCount, uint32 byteLength)
+    {
+        if (!_isReceipt(jobId)) revert BadTarget("kind", uint256(t.kind), uint256(TargetKind.Tokens));
+        if (t.layer > 1) revert BadTarget("layer", t.layer, 2);
+        _unused(t.row == 0 && t.op == 0 && t.level == 0 && t.index == 0, t);
+        _noOpProof(proof);
+        Trees.done(proof.path, 0);
+        (,, TraceContext memory c) = _court(jobId).evidence(jobId);
+        _sameRoot(proof.nodeHash, t.layer == 0 ? c.inputHash : c.outputHash);
+        byteLength = 4 * (t.layer == 0 ? c.nIn : c.nOut);
+        leafCount = uint32(Trees.pageCount(byteLength));
+    }
+
     /// The root above an inner node that the target names by level and index.
     function _treeRoot(Target calldata t, uint256 leafCount, DemandProof calldata proof)
         private
@@ -219,7 +269,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// The bytes of the target's tensor, from its operator's descriptor.
-    function _tensorBytes(IMarket.Trial memory j, uint8 section, Target calldata t, DemandProof calldata proof)
+    function _tensorBytes(ICourt.Trial memory j, uint8 section, Target calldata t, DemandProof calldata proof)
         private
         view
         returns (uint32)
@@ -250,7 +300,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         uint32 byteLength,
         bytes calldata data
     ) external nonReentrant {
-        IMarket.Trial memory j = _onTrial(jobId);
+        ICourt.Trial memory j = _onTrial(jobId);
         OpeningId id = openingId(jobId, target);
         Opening storage o = _openings[id];
         if (o.state != OpeningState.Demanded) revert NotDemanded(id, o.state);
@@ -266,6 +316,9 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
             uint256 expected = Trees.pagesLength(byteLength, target.index, 1);
             if (data.length != expected) revert AnswerLength(data.length, expected);
             _sameAnswer(Trees.hashPages(data)[0], nodeHash);
+        } else if (target.kind == TargetKind.Tokens) {
+            if (data.length != byteLength) revert AnswerLength(data.length, byteLength);
+            _sameAnswer(Trees.tokensHash(data), nodeHash);
         } else {
             _checkDescendants(target, nodeHash, leafCount, data);
         }
@@ -281,7 +334,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
     }
 
     /// @return the operator list's hash
-    function _checkOpListAnswer(IMarket.Trial memory j, Target calldata t, bytes32 leaf, bytes calldata data)
+    function _checkOpListAnswer(ICourt.Trial memory j, Target calldata t, bytes32 leaf, bytes calldata data)
         private
         view
         returns (bytes32)
@@ -330,21 +383,21 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function timeout(JobId jobId, Target calldata target) external nonReentrant {
-        _requireSubmitted(jobId, IMarket(market).stateOf(jobId));
+        _requireSubmitted(jobId, _court(jobId).stateOf(jobId));
         OpeningId id = openingId(jobId, target);
         Opening storage o = _openings[id];
         if (o.state != OpeningState.Demanded) revert NotDemanded(id, o.state);
         if (block.timestamp <= o.turnEnd) revert TooEarly(jobId, block.timestamp, o.turnEnd);
         emit TimedOut(jobId, id, o.payer);
-        IMarket(market).slash(jobId);
-        IMarket(market).payReward(jobId, o.payer);
+        _court(jobId).slash(jobId);
+        _court(jobId).payReward(jobId, o.payer);
     }
 
     // ---------------------------------------------------------------------------------------------------- fraud
 
     /// @inheritdoc IChallenges
     function announce(JobId jobId, bytes32 commitment) external nonReentrant {
-        _requireSubmitted(jobId, IMarket(market).stateOf(jobId));
+        _requireSubmitted(jobId, _court(jobId).stateOf(jobId));
         Announcement storage a = _announcements[jobId][msg.sender][commitment];
         if (a.number != 0) revert AlreadyAnnounced(commitment, a.blockNumber);
         a.number = ++_dockets[jobId].announcements;
@@ -357,20 +410,15 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         external
         nonReentrant
     {
-        IMarket.Job memory j = IMarket(market).job(jobId);
-        _requireSubmitted(jobId, j.state);
+        (JobState state, bytes32 modelId, TraceContext memory context) = _court(jobId).evidence(jobId);
+        _requireSubmitted(jobId, state);
         Announcement memory a = _announced(jobId, claim, salt);
         if (block.number <= a.blockNumber) revert AnnouncedTooLate(a.blockNumber, block.number);
         _checkOpList(jobId, claim.layer, claim.row, witness.opRoots);
         if (claim.op >= witness.opRoots.length) revert BadTarget("op", claim.op, witness.opRoots.length);
 
-        (int256 claimed, int256 computed) = IStepVerifier(stepVerifier)
-            .judge(
-                TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut, j.sampling, j.seed),
-                IModels(models).shape(j.modelId),
-                claim,
-                witness
-            );
+        (int256 claimed, int256 computed) =
+            IStepVerifier(stepVerifier).judge(context, IModels(models).shape(modelId), claim, witness);
         if (claimed == computed) revert NotFraud(claimed, computed);
 
         _verdicts[jobId] = Verdict({
@@ -384,7 +432,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
             paid: false
         });
         emit FraudProven(jobId, msg.sender, claim, claimed, computed);
-        IMarket(market).slash(jobId);
+        _court(jobId).slash(jobId);
     }
 
     /// @inheritdoc IChallenges
@@ -404,19 +452,19 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
         if (block.timestamp <= v.contestEnd) revert TooEarly(jobId, block.timestamp, v.contestEnd);
         v.paid = true;
         emit RewardSettled(jobId, v.winner);
-        IMarket(market).payReward(jobId, v.winner);
+        _court(jobId).payReward(jobId, v.winner);
     }
 
     /// @inheritdoc IChallenges
     function reclaimFees(JobId jobId) external nonReentrant {
-        JobState state = IMarket(market).stateOf(jobId);
+        JobState state = _court(jobId).stateOf(jobId);
         if (state != JobState.Slashed) revert WrongState(jobId, state, JobState.Slashed);
         uint256 amount = _fees[jobId][msg.sender];
         if (amount == 0) revert NoFees(jobId, msg.sender);
         _fees[jobId][msg.sender] = 0;
         emit FeesReclaimed(jobId, msg.sender, amount);
         // A sum of fees that the market took as u128.
-        IMarket(market).refundFee(msg.sender, jobId, uint128(amount));
+        _court(jobId).refundFee(msg.sender, jobId, uint128(amount));
     }
 
     /// The caller's announcement of a claim.
@@ -435,7 +483,7 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     /// @inheritdoc IChallenges
     function openingId(JobId jobId, Target calldata t) public pure returns (OpeningId) {
-        uint256 rank = uint256(t.kind) * 256 + 255 - t.level;
+        uint256 rank = t.kind == TargetKind.Tokens ? TOKENS_RANK : uint256(t.kind) * 256 + 255 - t.level;
         return OpeningId.wrap(
             bytes32(
                 (JobId.unwrap(jobId) << 128) | (rank << 112) | (uint256(t.layer) << 96) | (uint256(t.row) << 64)
@@ -487,8 +535,17 @@ contract Challenges is IChallenges, ReentrancyGuardTransient {
 
     // --------------------------------------------------------------------------------------------------- checks
 
-    function _onTrial(JobId jobId) private view returns (IMarket.Trial memory j) {
-        j = IMarket(market).trial(jobId);
+    /// Who holds the job.
+    function _court(JobId jobId) private view returns (ICourt) {
+        return ICourt(_isReceipt(jobId) ? trials : market);
+    }
+
+    function _isReceipt(JobId jobId) private pure returns (bool) {
+        return JobId.unwrap(jobId) & Receipts.JOB_BIT != 0;
+    }
+
+    function _onTrial(JobId jobId) private view returns (ICourt.Trial memory j) {
+        j = _court(jobId).trial(jobId);
         _requireSubmitted(jobId, j.state);
     }
 

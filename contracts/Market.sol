@@ -6,10 +6,14 @@ import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {SafeCast} from "@openzeppelin/contracts/utils/math/SafeCast.sol";
 import {IChallenges} from "./interfaces/IChallenges.sol";
-import {IMarket, JobId, JobState} from "./interfaces/IMarket.sol";
+import {ICourt, JobId, JobState} from "./interfaces/ICourt.sol";
+import {IMarket} from "./interfaces/IMarket.sol";
 import {IModels} from "./interfaces/IModels.sol";
 import {INodes} from "./interfaces/INodes.sol";
+import {TraceContext} from "./interfaces/IStepVerifier.sol";
+import {Programs} from "./lib/Programs.sol";
 import {Sampling} from "./lib/Sampling.sol";
+import {Tokens} from "./lib/Tokens.sol";
 import {Trees} from "./lib/Trees.sol";
 
 /// @title Market
@@ -19,7 +23,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
     using SafeCast for uint256;
 
     /// @notice the instruction set's proofs of range hold for positions below this
-    uint32 public constant MAX_POSITIONS = 8192;
+    uint32 public constant MAX_POSITIONS = Programs.MAX_POSITIONS;
     /// @notice where the burned part of a slash goes: nobody has its key, and an ERC-20 need not have a burn function
     address public constant BURN = 0x000000000000000000000000000000000000dEaD;
 
@@ -31,7 +35,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
     address public immutable models;
     /// @inheritdoc IMarket
     address public immutable nodes;
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     address public immutable challenges;
 
     uint40 private immutable _acceptTimeout;
@@ -257,7 +261,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
 
     // ----------------------------------------------------------------------------------------------- challenges
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function takeFee(address payer, JobId jobId, uint128 amount) external onlyChallenges nonReentrant {
         _inState(jobId, JobState.Submitted);
         _held[jobId].fees += amount;
@@ -265,7 +269,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         _pull(payer, amount);
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function refundFee(address payer, JobId jobId, uint128 amount) external onlyChallenges nonReentrant {
         _inState(jobId, JobState.Slashed);
         Held storage h = _held[jobId];
@@ -275,7 +279,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         _credit(jobId, payer, amount);
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function slash(JobId jobId) external onlyChallenges nonReentrant {
         Job storage j = _inState(jobId, JobState.Submitted);
         j.state = JobState.Slashed;
@@ -294,7 +298,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         IERC20(token).safeTransfer(BURN, burned);
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function payReward(JobId jobId, address to) external onlyChallenges nonReentrant {
         _inState(jobId, JobState.Slashed);
         uint128 reward = _held[jobId].reward;
@@ -311,15 +315,26 @@ contract Market is IMarket, ReentrancyGuardTransient {
         return _jobs[jobId];
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function stateOf(JobId jobId) external view returns (JobState) {
         return _jobs[jobId].state;
     }
 
-    /// @inheritdoc IMarket
+    /// @inheritdoc ICourt
     function trial(JobId jobId) external view returns (Trial memory) {
         Job storage j = _jobs[jobId];
         return Trial(j.state, j.deadline, j.nIn, j.nOut, j.node, j.modelId, j.layersRoot);
+    }
+
+    /// @inheritdoc ICourt
+    function evidence(JobId jobId)
+        external
+        view
+        returns (JobState state, bytes32 modelId, TraceContext memory context)
+    {
+        Job storage j = _jobs[jobId];
+        context = TraceContext(j.layersRoot, j.inputHash, j.outputHash, j.nIn, j.nOut, j.sampling, j.seed);
+        return (j.state, j.modelId, context);
     }
 
     /// @inheritdoc IMarket
@@ -435,7 +450,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         uint256 limit = maxPositions < MAX_POSITIONS ? maxPositions : MAX_POSITIONS;
         if (positions > limit) revert TooManyPositions(positions, limit);
         for (uint256 i; i < nIn; ++i) {
-            uint32 tok = _tokenAt(tokens, i);
+            uint32 tok = Tokens.at(tokens, i);
             if (tok >= vocab) revert TokenOutOfVocabulary(i, tok, vocab);
         }
         return uint32(nIn);
@@ -447,12 +462,9 @@ contract Market is IMarket, ReentrancyGuardTransient {
         uint256 nOut = _countTokens(tokens);
         if (nOut > maxNew) revert AnswerTooLong(nOut, maxNew);
         for (uint256 i; i < nOut; ++i) {
-            uint32 tok = _tokenAt(tokens, i);
+            uint32 tok = Tokens.at(tokens, i);
             if (tok >= vocab) revert TokenOutOfVocabulary(i, tok, vocab);
-            bool stop;
-            for (uint256 k; k < stops.length; ++k) {
-                if (tok == stops[k]) stop = true;
-            }
+            bool stop = Tokens.isStop(tok, stops);
             if (i + 1 < nOut) {
                 if (stop) revert StopTokenTooEarly(i, tok);
             } else if (!stop && nOut != maxNew) {
@@ -463,15 +475,8 @@ contract Market is IMarket, ReentrancyGuardTransient {
     }
 
     function _countTokens(bytes calldata tokens) private pure returns (uint256) {
-        if (tokens.length == 0 || tokens.length % 4 != 0) revert TokenBytes(tokens.length);
+        if (!Tokens.isSequence(tokens)) revert TokenBytes(tokens.length);
         return tokens.length / 4;
-    }
-
-    function _tokenAt(bytes calldata tokens, uint256 i) private pure returns (uint32 tok) {
-        // A slice per token would check its bounds twice; the caller counts only whole tokens.
-        assembly ("memory-safe") {
-            tok := shr(224, calldataload(add(tokens.offset, shl(2, i))))
-        }
     }
 
     function _orderHash(Job storage j) private view returns (bytes32) {

@@ -13,7 +13,7 @@ contract Models is IModels {
     /// @notice the instruction set this deployment can judge
     uint16 public constant ISA_VERSION = 1;
     /// @notice the instruction set's proofs of range hold for positions below this
-    uint32 public constant MAX_POSITIONS = 8192;
+    uint32 public constant MAX_POSITIONS = Programs.MAX_POSITIONS;
     /// @notice operators of a section; an operator list is answered in one piece
     uint16 public constant MAX_OPS = 96;
     /// @notice every token of an answer is compared with every stop token

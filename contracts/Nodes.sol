@@ -19,21 +19,31 @@ contract Nodes is INodes, ReentrancyGuardTransient {
     /// @inheritdoc INodes
     address public immutable market;
     /// @inheritdoc INodes
+    address public immutable channels;
+    /// @inheritdoc INodes
     uint64 public immutable UNSTAKE_DELAY;
 
     mapping(address who => Node) private _nodes;
     mapping(address who => mapping(bytes32 modelId => Ask)) private _asks;
+    /// The last second of each key that has ever been authorised, never zero.
+    mapping(address who => mapping(address key => uint40)) private _sessionKeys;
 
     /// @dev The challenges contract, deployed last, checks that the delay is long enough.
-    constructor(address token_, address models_, address market_, uint64 unstakeDelay) {
+    constructor(address token_, address models_, address market_, address channels_, uint64 unstakeDelay) {
         token = token_;
         models = models_;
         market = market_;
+        channels = channels_;
         UNSTAKE_DELAY = unstakeDelay;
     }
 
     modifier onlyMarket() {
         if (msg.sender != market) revert NotMarket(msg.sender, market);
+        _;
+    }
+
+    modifier onlyChannels() {
+        if (msg.sender != channels) revert NotChannels(msg.sender, channels);
         _;
     }
 
@@ -54,6 +64,22 @@ contract Nodes is INodes, ReentrancyGuardTransient {
         emit AskSet(msg.sender, modelId, perInputToken, perOutputToken, maxTokens);
     }
 
+    /// @inheritdoc INodes
+    function setSessionKey(address key, uint40 validUntil) external {
+        if (key == address(0) || validUntil < block.timestamp) {
+            revert BadSessionKey(key, block.timestamp, validUntil);
+        }
+        _sessionKeys[msg.sender][key] = validUntil;
+        emit SessionKeySet(msg.sender, key, validUntil);
+    }
+
+    /// @inheritdoc INodes
+    function revokeSessionKey(address key) external {
+        if (_sessionKeys[msg.sender][key] < block.timestamp) revert NoSessionKey(msg.sender, key);
+        _sessionKeys[msg.sender][key] = uint40(block.timestamp) - 1;
+        emit SessionKeyRevoked(msg.sender, key);
+    }
+
     // ---------------------------------------------------------------------------------------------------- stake
 
     /// @inheritdoc INodes
@@ -72,8 +98,7 @@ contract Nodes is INodes, ReentrancyGuardTransient {
     /// @inheritdoc INodes
     function requestUnstake(uint128 amount) external {
         if (amount == 0) revert ZeroAmount();
-        uint256 free = freeStake(msg.sender);
-        if (free < amount) revert InsufficientFreeStake(msg.sender, free, amount);
+        _needFree(msg.sender, amount);
         Node storage n = _nodes[msg.sender];
         n.unbonding += amount;
         n.unbondingAt = uint64(block.timestamp) + UNSTAKE_DELAY;
@@ -96,10 +121,9 @@ contract Nodes is INodes, ReentrancyGuardTransient {
 
     /// @inheritdoc INodes
     function lockBond(address who, uint128 amount) external onlyMarket {
-        Node storage n = _nodes[who];
+        Node storage n = _notConvicted(who);
         if (n.active >= n.capacity) revert AtCapacity(who, n.active, n.capacity);
-        uint256 free = freeStake(who);
-        if (free < amount) revert InsufficientFreeStake(who, free, amount);
+        _needFree(who, amount);
         n.locked += amount;
         ++n.active;
         emit BondLocked(who, amount);
@@ -131,6 +155,54 @@ contract Nodes is INodes, ReentrancyGuardTransient {
         --n.active;
     }
 
+    // -------------------------------------------------------------------------------------------------- channels
+
+    /// @inheritdoc INodes
+    function pledge(address who, uint128 amount) external onlyChannels {
+        Node storage n = _notConvicted(who);
+        _needFree(who, amount);
+        n.pledged += amount;
+        emit Pledged(who, amount);
+    }
+
+    /// @inheritdoc INodes
+    function endPledge(address who, uint128 amount, uint128 taken) external onlyChannels nonReentrant {
+        Node storage n = _notConvicted(who);
+        if (taken > amount) revert BondMismatch(who, amount, taken);
+        if (n.pledged < amount) revert BondMismatch(who, n.pledged, amount);
+        n.pledged -= amount;
+        emit PledgeEnded(who, amount - taken, taken);
+        if (taken == 0) return;
+        n.stake -= taken;
+        ++n.slashed;
+        IERC20(token).safeTransfer(channels, taken);
+    }
+
+    /// @inheritdoc INodes
+    function convict(address who) external onlyChannels nonReentrant returns (uint128 taken) {
+        Node storage n = _nodes[who];
+        if (n.convicted) return 0;
+        taken = n.stake - n.locked;
+        n.convicted = true;
+        n.stake = n.locked;
+        n.pledged = 0;
+        n.unbonding = 0;
+        emit Convicted(who, taken);
+        IERC20(token).safeTransfer(channels, taken);
+    }
+
+    // --------------------------------------------------------------------------------------------------- checks
+
+    function _notConvicted(address who) private view returns (Node storage n) {
+        n = _nodes[who];
+        if (n.convicted) revert NodeConvicted(who);
+    }
+
+    function _needFree(address who, uint128 amount) private view {
+        uint256 free = freeStake(who);
+        if (free < amount) revert InsufficientFreeStake(who, free, amount);
+    }
+
     // ---------------------------------------------------------------------------------------------------- views
 
     /// @inheritdoc INodes
@@ -139,13 +211,33 @@ contract Nodes is INodes, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc INodes
+    function isConvicted(address who) external view returns (bool) {
+        return _nodes[who].convicted;
+    }
+
+    /// @inheritdoc INodes
     function ask(address who, bytes32 modelId) external view returns (Ask memory) {
         return _asks[who][modelId];
     }
 
     /// @inheritdoc INodes
+    function sessionKey(address who, address key) external view returns (uint40 validUntil) {
+        return _sessionKeys[who][key];
+    }
+
+    /// @inheritdoc INodes
+    function actsFor(address who, address key) external view returns (bool) {
+        return key == who || block.timestamp <= _sessionKeys[who][key];
+    }
+
+    /// @inheritdoc INodes
+    function answersFor(address who, address key) external view returns (bool) {
+        return key == who || _sessionKeys[who][key] != 0;
+    }
+
+    /// @inheritdoc INodes
     function freeStake(address who) public view returns (uint256) {
         Node storage n = _nodes[who];
-        return uint256(n.stake) - n.locked - n.unbonding;
+        return uint256(n.stake) - n.locked - n.pledged - n.unbonding;
     }
 }

@@ -3,12 +3,15 @@ pragma solidity ^0.8.28;
 
 import {Script, console} from "forge-std/Script.sol";
 import {Challenges} from "../contracts/Challenges.sol";
+import {Channels} from "../contracts/Channels.sol";
 import {Market} from "../contracts/Market.sol";
 import {Models} from "../contracts/Models.sol";
 import {Nodes} from "../contracts/Nodes.sol";
 import {StepVerifier} from "../contracts/StepVerifier.sol";
+import {Trials} from "../contracts/Trials.sol";
 import {DevToken} from "../contracts/dev/DevToken.sol";
 import {IChallenges} from "../contracts/interfaces/IChallenges.sol";
+import {IChannels} from "../contracts/interfaces/IChannels.sol";
 import {IMarket} from "../contracts/interfaces/IMarket.sol";
 
 /// @title Deploy
@@ -17,8 +20,8 @@ import {IMarket} from "../contracts/interfaces/IMarket.sol";
 ///     SWORN_DEPLOYMENT=out/deployment.json forge script script/Deploy.s.sol --broadcast \
 ///         --rpc-url http://127.0.0.1:8545 --private-key …
 ///
-/// Order: [DevToken], StepVerifier, Models, Nodes, Market, Challenges. Nodes and Market name contracts that come after
-/// them, by the addresses their creation will have; the constructor of Challenges, the last, checks that all agree.
+/// Order: [DevToken], StepVerifier, Models, Nodes, Market, Channels, Trials, Challenges. Nodes to Trials name contracts that
+/// come after them, by the addresses their creation will have; the constructor of Challenges, the last, checks that all agree.
 ///
 /// SWORN_PRESET picks the defaults of every parameter: `devnet` or `l2`, a rollup with real money. Each can be set by its own
 /// variable. SWORN_TOKEN is the payment token; without it a DevToken is deployed, on a development chain only.
@@ -27,7 +30,9 @@ contract Deploy is Script {
     struct Config {
         address token; // SWORN_TOKEN
         uint256 unstakeDelay; // SWORN_UNSTAKE_DELAY
+        address permit2; // SWORN_PERMIT2; by default the usual address, if there is a contract
         IMarket.Params market; // SWORN_ACCEPT_TIMEOUT, …
+        IChannels.Params channels; // SWORN_CHANNEL_WINDOW, …
         IChallenges.Params challenges; // SWORN_NODE_TURN, …
     }
 
@@ -36,9 +41,14 @@ contract Deploy is Script {
         address models;
         address nodes;
         address market;
+        address channels;
+        address trials;
         address challenges;
         address stepVerifier;
     }
+
+    /// @notice where Permit2 is on most chains
+    address public constant PERMIT2 = 0x000000000022D473030F116dDEE9F6B43aC78BA3;
 
     error UnknownPreset(string preset);
     /// @notice A DevToken is worth nothing; set SWORN_TOKEN on this chain.
@@ -67,17 +77,25 @@ contract Deploy is Script {
         uint256 nonce = vm.getNonce(deployer);
         d.nodes = vm.computeCreateAddress(deployer, nonce + 2);
         d.market = vm.computeCreateAddress(deployer, nonce + 3);
-        d.challenges = vm.computeCreateAddress(deployer, nonce + 4);
+        d.channels = vm.computeCreateAddress(deployer, nonce + 4);
+        d.trials = vm.computeCreateAddress(deployer, nonce + 5);
+        d.challenges = vm.computeCreateAddress(deployer, nonce + 6);
 
         d.stepVerifier = address(new StepVerifier());
         d.models = address(new Models());
         same(
             "Nodes",
-            address(new Nodes(d.token, d.models, d.market, u64("SWORN_UNSTAKE_DELAY", c.unstakeDelay))),
+            address(new Nodes(d.token, d.models, d.market, d.channels, u64("SWORN_UNSTAKE_DELAY", c.unstakeDelay))),
             d.nodes
         );
         same("Market", address(new Market(d.token, d.models, d.nodes, d.challenges, c.market)), d.market);
-        same("Challenges", address(new Challenges(d.market, d.models, d.stepVerifier, c.challenges)), d.challenges);
+        same("Channels", address(new Channels(d.token, d.nodes, d.trials, c.permit2, c.channels)), d.channels);
+        same("Trials", address(new Trials(d.channels, d.models, d.challenges)), d.trials);
+        same(
+            "Challenges",
+            address(new Challenges(d.market, d.trials, d.models, d.stepVerifier, c.challenges)),
+            d.challenges
+        );
     }
 
     /// @notice The preset, with what the environment sets.
@@ -95,13 +113,29 @@ contract Deploy is Script {
         m.userShareBps = u16("SWORN_USER_SHARE_BPS", m.userShareBps);
         m.challengerShareBps = u16("SWORN_CHALLENGER_SHARE_BPS", m.challengerShareBps);
 
+        IChannels.Params memory r = c.channels;
+        r.window = u40("SWORN_CHANNEL_WINDOW", r.window);
+        r.closeDelay = u40("SWORN_CLOSE_DELAY", r.closeDelay);
+        r.receiptTurn = u40("SWORN_RECEIPT_TURN", r.receiptTurn);
+        r.lodgeTurn = u40("SWORN_LODGE_TURN", r.lodgeTurn);
+        r.receiptFee = u128("SWORN_RECEIPT_FEE", r.receiptFee);
+        r.minBond = u128("SWORN_BATCH_MIN_BOND", r.minBond);
+        r.bondFactorBps = u16("SWORN_BATCH_BOND_FACTOR_BPS", r.bondFactorBps);
+        // One rule of shares for both courts.
+        (r.userShareBps, r.challengerShareBps) = (m.userShareBps, m.challengerShareBps);
+        c.permit2 = vm.envOr("SWORN_PERMIT2", PERMIT2.code.length == 0 ? address(0) : PERMIT2);
+
         IChallenges.Params memory p = c.challenges;
         p.nodeTurn = u40("SWORN_NODE_TURN", p.nodeTurn);
         p.challengerTurn = u40("SWORN_CHALLENGER_TURN", p.challengerTurn);
         p.demandFee = u128("SWORN_DEMAND_FEE", p.demandFee);
 
         // Longer turns than the preset's want a longer delay than the preset's, or Challenges refuses to be deployed.
-        uint256 longest = uint256(m.submitTimeout) + m.challengeWindow + 8 * (uint256(p.nodeTurn) + p.challengerTurn);
+        uint256 turns = uint256(p.nodeTurn) + p.challengerTurn;
+        uint256 longest = uint256(m.submitTimeout) + m.challengeWindow + 8 * turns;
+        uint256 receipt = uint256(r.window) + r.receiptTurn + r.lodgeTurn;
+        receipt += (r.window > r.lodgeTurn ? r.window : r.lodgeTurn) + 9 * turns;
+        if (receipt > longest) longest = receipt;
         if (c.unstakeDelay <= longest) c.unstakeDelay = longest + 1;
         c.unstakeDelay = vm.envOr("SWORN_UNSTAKE_DELAY", c.unstakeDelay);
     }
@@ -122,6 +156,17 @@ contract Deploy is Script {
                 userShareBps: 3_000,
                 challengerShareBps: 4_000
             });
+            c.channels = IChannels.Params({
+                window: 30,
+                closeDelay: 60,
+                receiptTurn: 20,
+                lodgeTurn: 20,
+                receiptFee: 0.01 ether,
+                minBond: 10 ether,
+                bondFactorBps: 20_000,
+                userShareBps: 3_000,
+                challengerShareBps: 4_000
+            });
             c.challenges = IChallenges.Params({nodeTurn: 20, challengerTurn: 20, demandFee: 0.01 ether});
         } else if (which == keccak256("l2")) {
             c.unstakeDelay = 30 days;
@@ -132,6 +177,17 @@ contract Deploy is Script {
                 minBond: 500 ether,
                 bondFactorBps: 50_000,
                 latePenaltyBps: 100,
+                userShareBps: 2_000,
+                challengerShareBps: 4_000
+            });
+            c.channels = IChannels.Params({
+                window: 1 days,
+                closeDelay: 2 days,
+                receiptTurn: 1 days,
+                lodgeTurn: 1 days,
+                receiptFee: 1 ether,
+                minBond: 500 ether,
+                bondFactorBps: 50_000,
                 userShareBps: 2_000,
                 challengerShareBps: 4_000
             });
@@ -151,6 +207,8 @@ contract Deploy is Script {
         vm.serializeAddress(key, "models", d.models);
         vm.serializeAddress(key, "nodes", d.nodes);
         vm.serializeAddress(key, "market", d.market);
+        vm.serializeAddress(key, "channels", d.channels);
+        vm.serializeAddress(key, "trials", d.trials);
         vm.serializeAddress(key, "challenges", d.challenges);
         vm.writeJson(vm.serializeAddress(key, "stepVerifier", d.stepVerifier), path);
         console.log("deployment written to", path);

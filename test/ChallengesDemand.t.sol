@@ -3,8 +3,11 @@ pragma solidity ^0.8.28;
 
 import {Challenges} from "../contracts/Challenges.sol";
 import {IChallenges, OpeningId, Target, TargetKind} from "../contracts/interfaces/IChallenges.sol";
+import {IChannels} from "../contracts/interfaces/IChannels.sol";
+import {ICourt} from "../contracts/interfaces/ICourt.sol";
 import {IMarket, JobId, JobState} from "../contracts/interfaces/IMarket.sol";
 import {INodes} from "../contracts/interfaces/INodes.sol";
+import {ITrials} from "../contracts/interfaces/ITrials.sol";
 import {ITrees} from "../contracts/interfaces/ITrees.sol";
 import {Fixture} from "./support/Fixture.sol";
 import {TinyTrace} from "./support/TinyTrace.sol";
@@ -428,11 +431,12 @@ contract ChallengesDemandTest is Fixture {
 
     function expectConstructor(bytes memory error_, address models_, address verifier) internal {
         vm.expectRevert(error_);
-        new Challenges(address(market), models_, verifier, cp);
+        new Challenges(address(market), address(trials), models_, verifier, cp);
     }
 
     function test_views() public view {
         assertEq(challenges.market(), address(market));
+        assertEq(challenges.trials(), address(trials));
         assertEq(challenges.models(), address(models));
         assertEq(challenges.stepVerifier(), stepVerifier);
         assertEq(abi.encode(challenges.params()), abi.encode(cp));
@@ -468,6 +472,16 @@ contract ChallengesDemandTest is Fixture {
         next = wire();
         expectConstructor(abi.encodeWithSelector(error_, "market.models", address(models), walt), walt, stepVerifier);
         next = wire();
+        vm.mockCall(address(trials), abi.encodeCall(ICourt.challenges, ()), abi.encode(walt));
+        expectConstructor(
+            abi.encodeWithSelector(error_, "trials.challenges", walt, next), address(models), stepVerifier
+        );
+        wireWrong(address(trials), abi.encodeCall(ITrials.models, ()), "trials.models", address(models));
+        wireWrong(address(channels), abi.encodeCall(IChannels.trials, ()), "channels.trials", address(trials));
+        wireWrong(address(channels), abi.encodeCall(IChannels.nodes, ()), "channels.nodes", address(nodes));
+        wireWrong(address(channels), abi.encodeCall(IChannels.token, ()), "channels.token", address(token));
+        wireWrong(address(nodes), abi.encodeCall(INodes.channels, ()), "nodes.channels", address(channels));
+        next = wire();
         vm.mockCall(address(nodes), abi.encodeCall(INodes.market, ()), abi.encode(walt));
         expectConstructor(
             abi.encodeWithSelector(error_, "nodes.market", walt, address(market)), address(models), stepVerifier
@@ -486,17 +500,36 @@ contract ChallengesDemandTest is Fixture {
         expectConstructor(abi.encodeWithSelector(error_, "stepVerifier has no code", walt, walt), address(models), walt);
     }
 
-    /// Makes the market name the next contract as its challenges.
+    function wireWrong(address where, bytes memory view_, string memory name, address right) internal {
+        wire();
+        vm.mockCall(where, view_, abi.encode(walt));
+        expectConstructor(
+            abi.encodeWithSelector(IChallenges.WrongWiring.selector, name, walt, right), address(models), stepVerifier
+        );
+    }
+
+    /// Makes both courts name the next contract as their challenges.
     function wire() internal returns (address next) {
         vm.clearMockedCalls();
         next = vm.computeCreateAddress(address(this), vm.getNonce(address(this)));
-        vm.mockCall(address(market), abi.encodeCall(IMarket.challenges, ()), abi.encode(next));
+        vm.mockCall(address(market), abi.encodeCall(ICourt.challenges, ()), abi.encode(next));
+        vm.mockCall(address(trials), abi.encodeCall(ICourt.challenges, ()), abi.encode(next));
     }
 
     /// I8, to the second.
     function test_constructor_unstakeDelay() public {
-        uint64 longest = mp.submitTimeout + mp.challengeWindow + 8 * (cp.nodeTurn + cp.challengerTurn);
+        uint64 turns = cp.nodeTurn + cp.challengerTurn;
+        unstakeDelay(mp.submitTimeout + mp.challengeWindow + 8 * turns);
+        rp.lodgeTurn += 10_000;
+        unstakeDelay(rp.window + rp.receiptTurn + 2 * rp.lodgeTurn + 9 * turns);
+        rp.window += 20_000;
+        unstakeDelay(2 * rp.window + rp.receiptTurn + rp.lodgeTurn + 9 * turns);
+    }
+
+    function unstakeDelay(uint64 longest) internal {
         wire();
+        vm.mockCall(address(market), abi.encodeCall(IMarket.params, ()), abi.encode(mp));
+        vm.mockCall(address(channels), abi.encodeCall(IChannels.params, ()), abi.encode(rp));
         vm.mockCall(address(nodes), abi.encodeCall(INodes.UNSTAKE_DELAY, ()), abi.encode(longest));
         expectConstructor(
             abi.encodeWithSelector(IChallenges.UnstakeDelayTooShort.selector, longest, longest),
@@ -504,7 +537,9 @@ contract ChallengesDemandTest is Fixture {
             stepVerifier
         );
         wire();
+        vm.mockCall(address(market), abi.encodeCall(IMarket.params, ()), abi.encode(mp));
+        vm.mockCall(address(channels), abi.encodeCall(IChannels.params, ()), abi.encode(rp));
         vm.mockCall(address(nodes), abi.encodeCall(INodes.UNSTAKE_DELAY, ()), abi.encode(longest + 1));
-        new Challenges(address(market), address(models), stepVerifier, cp);
+        new Challenges(address(market), address(trials), address(models), stepVerifier, cp);
     }
 }

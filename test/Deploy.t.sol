@@ -3,8 +3,10 @@ pragma solidity ^0.8.28;
 
 import {Test} from "forge-std/Test.sol";
 import {IChallenges} from "../contracts/interfaces/IChallenges.sol";
+import {IChannels} from "../contracts/interfaces/IChannels.sol";
 import {IMarket} from "../contracts/interfaces/IMarket.sol";
 import {INodes} from "../contracts/interfaces/INodes.sol";
+import {ITrials} from "../contracts/interfaces/ITrials.sol";
 import {Deploy} from "../script/Deploy.s.sol";
 
 contract DeployTest is Test {
@@ -27,6 +29,15 @@ contract DeployTest is Test {
             assertEq(INodes(d.nodes).market(), d.market);
             assertEq(INodes(d.nodes).UNSTAKE_DELAY(), c.unstakeDelay);
             assertEq(IChallenges(d.challenges).stepVerifier(), d.stepVerifier);
+            IChannels r = IChannels(d.channels);
+            assertEq(INodes(d.nodes).channels(), d.channels);
+            assertEq(r.token(), d.token);
+            assertEq(r.nodes(), d.nodes);
+            assertEq(r.trials(), d.trials);
+            assertEq(r.permit2(), address(0));
+            assertEq(abi.encode(r.params()), abi.encode(c.channels));
+            assertEq(ITrials(d.trials).channels(), d.channels);
+            assertEq(IChallenges(d.challenges).trials(), d.trials);
             assertEq(abi.encode(m.params()), abi.encode(c.market));
             assertEq(abi.encode(IChallenges(d.challenges).params()), abi.encode(c.challenges));
         }
@@ -71,11 +82,25 @@ contract DeployTest is Test {
         vm.setEnv("SWORN_NODE_TURN", "9000000");
         vm.setEnv("SWORN_CHALLENGER_TURN", "10");
         vm.setEnv("SWORN_DEMAND_FEE", "11");
+        vm.setEnv("SWORN_CHANNEL_WINDOW", "13");
+        vm.setEnv("SWORN_CLOSE_DELAY", "14");
+        vm.setEnv("SWORN_RECEIPT_TURN", "15");
+        vm.setEnv("SWORN_LODGE_TURN", "16");
+        vm.setEnv("SWORN_RECEIPT_FEE", "17");
+        vm.setEnv("SWORN_BATCH_MIN_BOND", "4000000000000000000");
+        vm.setEnv("SWORN_BATCH_BOND_FACTOR_BPS", "18");
+        vm.setEnv("SWORN_PERMIT2", "0x00000000000000000000000000000000000000bb");
         c = script.config();
         assertEq(c.token, address(0xaa));
         assertEq(abi.encode(c.market), abi.encode(1, 2, 3, 4 ether, 5, 6, 7, 8));
         assertEq(abi.encode(c.challenges), abi.encode(9_000_000, 10, 11));
-        assertEq(c.unstakeDelay, 2 + 3 + 8 * 9_000_010 + 1);
+        assertEq(abi.encode(c.channels), abi.encode(13, 14, 15, 16, 17, 4 ether, 18, 7, 8));
+        assertEq(c.permit2, address(0xbb));
+        assertEq(c.unstakeDelay, 13 + 15 + 16 + 16 + 9 * 9_000_010 + 1);
+        deploy(c);
+        vm.setEnv("SWORN_CHALLENGE_WINDOW", "90000000");
+        c = script.config();
+        assertEq(c.unstakeDelay, 2 + 90_000_000 + 8 * 9_000_010 + 1);
         deploy(c);
 
         vm.setEnv("SWORN_UNSTAKE_DELAY", "12");
@@ -84,7 +109,7 @@ contract DeployTest is Test {
         vm.expectRevert(abi.encodeWithSelector(Deploy.ParameterTooLarge.selector, "SWORN_USER_SHARE_BPS", 65536, 65535));
         script.config();
 
-        string[14] memory set = [
+        string[22] memory set = [
             "SWORN_PRESET",
             "SWORN_TOKEN",
             "SWORN_ACCEPT_TIMEOUT",
@@ -98,6 +123,14 @@ contract DeployTest is Test {
             "SWORN_NODE_TURN",
             "SWORN_CHALLENGER_TURN",
             "SWORN_DEMAND_FEE",
+            "SWORN_CHANNEL_WINDOW",
+            "SWORN_CLOSE_DELAY",
+            "SWORN_RECEIPT_TURN",
+            "SWORN_LODGE_TURN",
+            "SWORN_RECEIPT_FEE",
+            "SWORN_BATCH_MIN_BOND",
+            "SWORN_BATCH_BOND_FACTOR_BPS",
+            "SWORN_PERMIT2",
             "SWORN_UNSTAKE_DELAY"
         ];
         for (uint256 i; i < set.length; i++) {
@@ -117,6 +150,8 @@ contract DeployTest is Test {
         assertEq(vm.parseJsonAddress(json, ".models"), d.models);
         assertEq(vm.parseJsonAddress(json, ".nodes"), d.nodes);
         assertEq(vm.parseJsonAddress(json, ".market"), d.market);
+        assertEq(vm.parseJsonAddress(json, ".channels"), d.channels);
+        assertEq(vm.parseJsonAddress(json, ".trials"), d.trials);
         assertEq(vm.parseJsonAddress(json, ".challenges"), d.challenges);
         assertEq(vm.parseJsonAddress(json, ".stepVerifier"), d.stepVerifier);
         vm.removeFile(path);

@@ -34,6 +34,7 @@ contract NodesTest is Fixture {
         assertEq(nodes.token(), address(token));
         assertEq(nodes.models(), address(models));
         assertEq(nodes.market(), address(market));
+        assertEq(nodes.channels(), address(channels));
         assertEq(nodes.UNSTAKE_DELAY(), 10 minutes);
     }
 
@@ -79,7 +80,7 @@ contract NodesTest is Fixture {
 
     function test_deposit_feeOnTransfer() public {
         FeeToken cheat = new FeeToken();
-        Nodes n = new Nodes(address(cheat), address(models), address(market), 1);
+        Nodes n = new Nodes(address(cheat), address(models), address(market), address(channels), 1);
         cheat.mint(nils, 100);
         vm.startPrank(nils);
         cheat.approve(address(n), 100);
@@ -202,6 +203,156 @@ contract NodesTest is Fixture {
         take(nora, 11, 11, true);
     }
 
+    // ------------------------------------------------------------------------------------------------- channels
+
+    function pledge(uint128 amount) internal {
+        vm.prank(address(channels));
+        nodes.pledge(nora, amount);
+    }
+
+    function endPledge(uint128 amount, uint128 taken) internal {
+        vm.prank(address(channels));
+        nodes.endPledge(nora, amount, taken);
+    }
+
+    function test_onlyChannels() public {
+        bytes memory error_ = abi.encodeWithSelector(INodes.NotChannels.selector, address(market), address(channels));
+        vm.startPrank(address(market));
+        vm.expectRevert(error_);
+        nodes.pledge(nora, 1);
+        vm.expectRevert(error_);
+        nodes.endPledge(nora, 1, 0);
+        vm.expectRevert(error_);
+        nodes.convict(nora);
+        vm.stopPrank();
+        error_ = abi.encodeWithSelector(INodes.NotMarket.selector, address(channels), address(market));
+        vm.prank(address(channels));
+        vm.expectRevert(error_);
+        nodes.lockBond(nora, 1);
+    }
+
+    function test_pledge() public {
+        lock(nora, 100 ether);
+        vm.expectEmit();
+        emit INodes.Pledged(nora, 700 ether);
+        pledge(700 ether);
+        INodes.Node memory n = nodeOf(nora);
+        assertEq(abi.encode(n.pledged, n.locked, n.active), abi.encode(700 ether, 100 ether, 1));
+        assertEq(nodes.freeStake(nora), 200 ether);
+        bytes memory error_ =
+            abi.encodeWithSelector(INodes.InsufficientFreeStake.selector, nora, 200 ether, 200 ether + 1);
+        vm.expectRevert(error_);
+        pledge(200 ether + 1);
+        vm.expectRevert(error_);
+        lock(nora, 200 ether + 1);
+        vm.expectRevert(error_);
+        vm.prank(nora);
+        nodes.requestUnstake(200 ether + 1);
+    }
+
+    function test_endPledge() public {
+        pledge(10);
+        pledge(20);
+        vm.expectEmit();
+        emit INodes.PledgeEnded(nora, 10, 0);
+        endPledge(10, 0);
+        vm.expectEmit();
+        emit INodes.PledgeEnded(nora, 5, 15);
+        endPledge(20, 15);
+        INodes.Node memory n = nodeOf(nora);
+        assertEq(abi.encode(n.pledged, n.stake, n.slashed), abi.encode(0, STAKE - 15, 1));
+        assertEq(token.balanceOf(address(channels)), 15);
+        vm.expectRevert(abi.encodeWithSelector(INodes.BondMismatch.selector, nora, 0, 1));
+        endPledge(1, 0);
+        pledge(1);
+        vm.expectRevert(abi.encodeWithSelector(INodes.BondMismatch.selector, nora, 1, 2));
+        endPledge(1, 2);
+    }
+
+    /// All but the market's bonds goes: free, pledged, unbonding.
+    function test_convict() public {
+        lock(nora, 100 ether);
+        pledge(200 ether);
+        vm.prank(nora);
+        nodes.requestUnstake(300 ether);
+        vm.expectEmit();
+        emit INodes.Convicted(nora, 900 ether);
+        vm.prank(address(channels));
+        assertEq(nodes.convict(nora), 900 ether);
+        INodes.Node memory n = nodeOf(nora);
+        assertEq(
+            abi.encode(n.stake, n.locked, n.pledged, n.unbonding, n.active), abi.encode(100 ether, 100 ether, 0, 0, 1)
+        );
+        assertTrue(nodes.isConvicted(nora));
+        assertEq(token.balanceOf(address(channels)), 900 ether);
+        assertEq(token.balanceOf(address(nodes)), 100 ether);
+        // Once.
+        vm.prank(address(channels));
+        assertEq(nodes.convict(nora), 0);
+        bytes memory error_ = abi.encodeWithSelector(INodes.NodeConvicted.selector, nora);
+        vm.expectRevert(error_);
+        pledge(0);
+        vm.expectRevert(error_);
+        endPledge(0, 0);
+        vm.expectRevert(error_);
+        lock(nora, 0);
+        // The market ends its job, and what is left can be had.
+        take(nora, 100 ether, 40 ether, true);
+        vm.startPrank(nora);
+        nodes.requestUnstake(60 ether);
+        skip(10 minutes);
+        nodes.withdrawStake();
+        assertEq(nodeOf(nora).stake, 0);
+    }
+
+    // --------------------------------------------------------------------------------------------- session keys
+
+    function test_sessionKey() public {
+        uint40 until = uint40(block.timestamp + 100);
+        assertFalse(nodes.actsFor(nora, walt));
+        assertFalse(nodes.answersFor(nora, walt));
+        assertTrue(nodes.actsFor(nora, nora));
+        assertTrue(nodes.answersFor(nora, nora));
+        vm.expectEmit();
+        emit INodes.SessionKeySet(nora, walt, until);
+        vm.prank(nora);
+        nodes.setSessionKey(walt, until);
+        assertEq(nodes.sessionKey(nora, walt), until);
+        assertFalse(nodes.answersFor(nils, walt));
+        vm.warp(until);
+        assertTrue(nodes.actsFor(nora, walt));
+        skip(1);
+        assertFalse(nodes.actsFor(nora, walt));
+        assertTrue(nodes.answersFor(nora, walt));
+        vm.expectRevert(abi.encodeWithSelector(INodes.NoSessionKey.selector, nora, walt));
+        vm.prank(nora);
+        nodes.revokeSessionKey(walt);
+    }
+
+    function test_revokeSessionKey() public {
+        vm.startPrank(nora);
+        nodes.setSessionKey(walt, uint40(block.timestamp + 100));
+        vm.expectEmit();
+        emit INodes.SessionKeyRevoked(nora, walt);
+        nodes.revokeSessionKey(walt);
+        assertFalse(nodes.actsFor(nora, walt));
+        assertTrue(nodes.answersFor(nora, walt));
+        vm.expectRevert(abi.encodeWithSelector(INodes.NoSessionKey.selector, nora, walt));
+        nodes.revokeSessionKey(walt);
+        nodes.setSessionKey(walt, uint40(block.timestamp));
+        assertTrue(nodes.actsFor(nora, walt));
+    }
+
+    function test_setSessionKey_bad() public {
+        uint40 past = uint40(block.timestamp - 1);
+        vm.expectRevert(abi.encodeWithSelector(INodes.BadSessionKey.selector, walt, block.timestamp, past));
+        nodes.setSessionKey(walt, past);
+        vm.expectRevert(
+            abi.encodeWithSelector(INodes.BadSessionKey.selector, address(0), block.timestamp, block.timestamp)
+        );
+        nodes.setSessionKey(address(0), uint40(block.timestamp));
+    }
+
     // ----------------------------------------------------------------------------------------------------- fuzz
 
     function testFuzz_stake(uint256[16] memory choices, uint128[16] memory amounts) public {
@@ -210,7 +361,7 @@ contract NodesTest is Fixture {
         vm.prank(nora);
         nodes.configure("", 16);
         for (uint256 i; i < 16; i++) {
-            uint256 choice = choices[i] % 6;
+            uint256 choice = choices[i] % 8;
             uint256 free = nodes.freeStake(nora);
             if (choice == 0 && free > 0) {
                 bonds[n++] = uint128(bound(amounts[i], 1, free));
@@ -227,12 +378,17 @@ contract NodesTest is Fixture {
                 skip(10 minutes);
                 vm.prank(nora);
                 nodes.withdrawStake();
+            } else if (choice == 5 && free > 0) {
+                pledge(uint128(bound(amounts[i], 1, free)));
+            } else if (choice == 6 && nodeOf(nora).pledged > 0) {
+                uint128 amount = uint128(bound(amounts[i], 1, nodeOf(nora).pledged));
+                endPledge(amount, amount / 2);
             } else {
                 vm.prank(nora);
                 nodes.deposit(uint128(bound(amounts[i], 1, 1 ether)));
             }
             INodes.Node memory s = nodeOf(nora);
-            assertGe(s.stake, uint256(s.locked) + s.unbonding);
+            assertGe(s.stake, uint256(s.locked) + s.pledged + s.unbonding);
             assertEq(s.active, n);
             assertEq(token.balanceOf(address(nodes)), s.stake);
         }

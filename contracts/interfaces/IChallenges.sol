@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {JobId, JobState} from "./IMarket.sol";
+import {JobId, JobState} from "./ICourt.sol";
 import {Claim, Witness} from "./IStepVerifier.sol";
 
 /// @dev From the high bits: jobId u128, rank u16, layer u16, row u32, op u16, index u32, zero u16. The rank is
-/// kind·256 + 255 − level: a child ranks above its parent. One target has one id.
+/// kind·256 + 255 − level: a child ranks above its parent. Tokens are everybody's parent: rank 0. One target has one id.
 type OpeningId is bytes32;
 
 enum TargetKind {
@@ -13,7 +13,8 @@ enum TargetKind {
     Positions,
     OpList,
     Pages,
-    Page
+    Page,
+    Tokens
 }
 
 struct Target {
@@ -26,9 +27,10 @@ struct Target {
 }
 
 /// @title IChallenges
-/// @notice Demands for openings of a job's trace, answers, timeouts, fraud proofs, rewards. Holds no money.
+/// @notice Demands for openings of a job's trace, answers, timeouts, fraud proofs, rewards, for two courts: the market's jobs
+/// and the receipts on trial, told apart by bit 63 of the id. Holds no money.
 /// @dev Trust: none beyond the contracts fixed at construction. The constructor checks that they are wired to each other
-/// and that unstaking takes longer than the longest job with its challenges.
+/// and that unstaking takes longer than the longest job or batch of receipts with its challenges.
 ///
 /// Liveness: one honest challenger who acts within `challengerTurn` can follow any lie to its end, whatever others demand:
 /// an opening that somebody else demanded needs no second demand, its answer is public, and an opening that somebody
@@ -60,14 +62,14 @@ interface IChallenges {
     /// @notice What a demand must prove; unused fields are empty.
     struct DemandProof {
         bytes32 nodeHash; // the hash of the targeted node
-        bytes32[] path; // from the node up to layersRoot (kinds 0-2: path in R_layer, then in the layers tree) or to opRoots[op] (kinds 3, 4)
+        bytes32[] path; // from the node up to layersRoot (kinds 0-2: path in R_layer, then in the layers tree) or to opRoots[op] (kinds 3, 4); none (kind 5)
         bytes32[] opRoots; // kinds 3, 4
         bytes descriptor; // kinds 3, 4: of operator op
         bytes32[] descriptorProof;
     }
 
     /// @param leafCount leaves of the tree that holds the node: layers, rows or pages; for an operator list its length;
-    /// @param byteLength of the operator's tensor (kinds 3, 4)
+    /// @param byteLength of the operator's tensor (kinds 3, 4) or of the tokens (kind 5)
     event Demanded(
         JobId indexed jobId,
         OpeningId indexed openingId,
@@ -151,10 +153,13 @@ interface IChallenges {
     /// @notice The caller has paid no fee for this job, or has it back.
     error NoFees(JobId jobId, address payer);
 
-    /// @notice Demands that a node of the job's trace be opened. Costs `demandFee`, from an allowance for the market.
+    /// @notice Demands that a node of the job's trace be opened. Costs `demandFee`, from an allowance for the job's court; tokens
+    /// cost as much again for each 1,024 bytes of them.
     /// @dev A second demand for the same opening is possible only from nearer the root (a smaller depth): it lowers the
     /// depth, costs nothing and changes nothing else. Without it, an accomplice of the node could demand an opening at the
     /// greatest depth and so forbid its children.
+    /// Tokens (layer 0: the prompt, 1: the answer) exist for receipts only, those of a job are in its transactions. They are
+    /// demanded without a parent and lie at depth 0: whoever needs them to know what to demand next has all of the depth left.
     /// @param parent zero before the window closes; otherwise an answered opening of this job, of smaller rank, whose
     /// challenger's turn is not over; not necessarily the nearest one
     function demand(JobId jobId, OpeningId parent, Target calldata target, DemandProof calldata proof)
@@ -162,7 +167,7 @@ interface IChallenges {
         returns (OpeningId);
 
     /// @notice Answers a demand. Anybody may, except for operator lists.
-    /// @param data kinds 0-3: the child hashes, concatenated; kind 4: the page's bytes
+    /// @param data kinds 0-3: the child hashes, concatenated; kind 4: the page's bytes; kind 5: all tokens
     function answer(
         JobId jobId,
         Target calldata target,
@@ -219,6 +224,9 @@ interface IChallenges {
 
     /// @notice Who has the reward of a proven fraud, and until when it can be contested; zero without one.
     function rewardOf(JobId jobId) external view returns (address winner, uint40 contestEnd, bool paid);
+
+    /// @notice The receipts.
+    function trials() external view returns (address);
 
     /// @notice The jobs.
     function market() external view returns (address);

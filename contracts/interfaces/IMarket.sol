@@ -1,21 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-type JobId is uint256;
-
-enum JobState {
-    None,
-    Open,
-    Assigned,
-    Submitted,
-    Final,
-    Expired,
-    Cancelled,
-    Slashed
-}
+import {ICourt, JobId, JobState} from "./ICourt.sol";
 
 /// @title IMarket
-/// @notice Jobs and the money around them: escrow, demand fees, rewards, balances to withdraw. One of the two contracts
+/// @notice Jobs and the money around them: escrow, demand fees, rewards, balances to withdraw. One of the three contracts
 /// that hold tokens.
 /// @dev Trust: the payment token must move exactly what it is told and never charge on transfer (payments in check it).
 /// No admin, no upgrade, no pause. `challenges` is fixed at construction and is the only caller that can slash; it is
@@ -24,7 +13,7 @@ enum JobState {
 ///
 /// Times are seconds of block.timestamp. "By" a deadline includes its second; what waits for it to pass may happen in the
 /// next.
-interface IMarket {
+interface IMarket is ICourt {
     /// @dev Slots:
     ///     0  user 160 | state 8 | deadline 40 | nIn 32
     ///     1  node 160 | nOut 32 | maxNew 32
@@ -54,17 +43,6 @@ interface IMarket {
         uint128 perOutputToken;
         uint256 sampling; // u32 each from the lowest bits up: inverse temperature, top-k, top-p, min distance, penalty; 0: greedy
         bytes32 seed; // of the noise; zero without a temperature
-    }
-
-    /// @notice What a challenge needs of a job: half of its slots.
-    struct Trial {
-        JobState state;
-        uint40 deadline;
-        uint32 nIn;
-        uint32 nOut;
-        address node;
-        bytes32 modelId;
-        bytes32 layersRoot;
     }
 
     struct Params {
@@ -208,12 +186,6 @@ interface IMarket {
     /// @notice A job; all zero if there is none.
     function job(JobId jobId) external view returns (Job memory);
 
-    /// @notice A job's state.
-    function stateOf(JobId jobId) external view returns (JobState);
-
-    /// @notice The part of a job that a challenge needs.
-    function trial(JobId jobId) external view returns (Trial memory);
-
     /// @notice The id that the next job will have; the first is 1.
     function nextJobId() external view returns (uint256);
 
@@ -253,19 +225,4 @@ interface IMarket {
 
     /// @notice The nodes.
     function nodes() external view returns (address);
-
-    /// @notice The only caller of the four functions below.
-    function challenges() external view returns (address);
-
-    /// @notice Challenges only: takes a demand fee from the payer's allowance.
-    function takeFee(address payer, JobId jobId, uint128 amount) external;
-
-    /// @notice Challenges only: credits the fees of a slashed job back to who paid them.
-    function refundFee(address payer, JobId jobId, uint128 amount) external;
-
-    /// @notice Challenges only: slashes the job; the reward is held until `payReward`.
-    function slash(JobId jobId) external;
-
-    /// @notice Challenges only: credits the reward of a slashed job.
-    function payReward(JobId jobId, address to) external;
 }

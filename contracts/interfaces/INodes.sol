@@ -2,17 +2,22 @@
 pragma solidity ^0.8.28;
 
 /// @title INodes
-/// @notice Who serves: stake, the bonds locked in it, asks, endpoints, records. One of the two contracts that hold tokens.
+/// @notice Who serves: stake, the bonds locked in it, asks, endpoints, records. One of the three contracts
+/// that hold tokens.
 /// @dev Trust: the payment token must move exactly what it is told and never charge on transfer (deposits check it). The
-/// market is fixed at construction and is the only caller that can lock, release or take a bond; it is immutable too.
+/// market is fixed at construction and is the only caller that can lock, release or take the bond of a job; the channels
+/// likewise for what is pledged for batches of receipts, and they alone can convict. Both are immutable too.
 /// Nothing else can touch a node's stake, and nothing can stop its withdrawal once the delay is over.
+///
+/// A conviction is for ever: the account keeps no stake but the bonds of jobs under way, and no bond is locked for it again.
+/// Whoever wants to go on serves from a new account, with a new stake and no record.
 interface INodes {
     /// @dev Slots:
     ///     0  stake u128 | locked u128
     ///     1  unbonding u128 | unbondingAt u64 | capacity u32 | active u32
-    ///     2  served u32 | timedOut u32 | slashed u32
+    ///     2  served u32 | timedOut u32 | slashed u32 | convicted 8 | pledged u128
     ///     3  endpoint
-    /// stake >= locked + unbonding, always.
+    /// stake >= locked + pledged + unbonding, always.
     struct Node {
         uint128 stake; // everything deposited and not withdrawn or slashed, unbonding included
         uint128 locked; // bonds of active jobs
@@ -23,6 +28,8 @@ interface INodes {
         uint32 served;
         uint32 timedOut;
         uint32 slashed;
+        bool convicted; // of signing a false receipt
+        uint128 pledged; // bonds of batches of receipts
         string endpoint;
     }
 
@@ -43,9 +50,22 @@ interface INodes {
     event BondLocked(address indexed node, uint256 amount);
     event BondReleased(address indexed node, uint256 amount);
     event BondTaken(address indexed node, uint256 amount, bool slashed);
+    event Pledged(address indexed node, uint256 amount);
+    event PledgeEnded(address indexed node, uint256 released, uint256 taken);
+    event Convicted(address indexed node, uint256 taken);
+    event SessionKeySet(address indexed node, address indexed key, uint40 validUntil);
+    event SessionKeyRevoked(address indexed node, address indexed key);
 
     /// @notice Only the market may do this.
     error NotMarket(address actual, address expected);
+    /// @notice Only the channels may do this.
+    error NotChannels(address actual, address expected);
+    /// @notice The node has signed a false receipt; no bond is locked for it again.
+    error NodeConvicted(address node);
+    /// @notice A session key must be valid for a while, and be a key.
+    error BadSessionKey(address key, uint256 time, uint40 validUntil);
+    /// @notice The node has not authorised this key, or no longer.
+    error NoSessionKey(address node, address key);
     /// @notice Nothing would move.
     error ZeroAmount();
     /// @notice The token delivered another amount than it was told to; tokens that charge on transfer are not supported.
@@ -58,7 +78,7 @@ interface INodes {
     error NothingUnbonding(address node);
     /// @notice The unbonding stake is not free yet.
     error StillUnbonding(uint256 time, uint64 availableAt);
-    /// @notice More is released or taken than is locked. The market never does it.
+    /// @notice More is released or taken than is locked. Neither caller ever does it.
     error BondMismatch(address node, uint256 locked, uint256 amount);
 
     /// @notice Sets where the caller serves and how many jobs it takes at a time. Jobs under way are not affected.
@@ -78,16 +98,39 @@ interface INodes {
     /// @param maxTokens prompt and output together, at most; 0 withdraws the offer
     function setAsk(bytes32 modelId, uint128 perInputToken, uint128 perOutputToken, uint32 maxTokens) external;
 
+    /// @notice Lets a key sign receipts and redeem for the caller, so that the account's own key need not be where requests are
+    /// served. Setting it again changes the time.
+    /// @param validUntil its last second
+    function setSessionKey(address key, uint40 validUntil) external;
+
+    /// @notice Ends a session key's validity now.
+    function revokeSessionKey(address key) external;
+
     /// @notice Everything known of a node.
     function node(address who) external view returns (Node memory);
+
+    /// @notice Whether the node has been convicted of a false receipt.
+    function isConvicted(address who) external view returns (bool);
 
     /// @notice A node's price for a model.
     function ask(address who, bytes32 modelId) external view returns (Ask memory);
 
-    /// @notice Stake that is neither locked nor unbonding.
+    /// @notice Whether the key may act for the node now: it is the node's own account, or a session key that is valid.
+    function actsFor(address who, address key) external view returns (bool);
+
+    /// @notice Whether the node answers for what the key signs: it is the node's own account, or has ever been its session key.
+    /// @dev Validity at the time of signing cannot be known on chain, and a node that could revoke a key after the fact could
+    /// disown every false receipt. Whoever loses a session key loses control of the stake to it.
+    function answersFor(address who, address key) external view returns (bool);
+
+    /// @notice Until when a session key is valid; zero if it never was one.
+    function sessionKey(address who, address key) external view returns (uint40 validUntil);
+
+    /// @notice Stake that is neither locked nor pledged nor unbonding.
     function freeStake(address who) external view returns (uint256);
 
-    /// @notice Seconds from a request to the withdrawal; longer than any job with its challenges can last.
+    /// @notice Seconds from a request to the withdrawal; longer than any job or batch of receipts with its
+    /// challenges can last.
     function UNSTAKE_DELAY() external view returns (uint64);
 
     /// @notice The payment token.
@@ -95,6 +138,9 @@ interface INodes {
 
     /// @notice The models.
     function models() external view returns (address);
+
+    /// @notice The only caller of the last three functions.
+    function channels() external view returns (address);
 
     /// @notice The only caller of the three functions below.
     function market() external view returns (address);
@@ -109,4 +155,14 @@ interface INodes {
     /// @notice Market only: takes `taken` of a locked bond of `amount` to the market, releases the rest.
     /// @param slash for fraud or silence in a challenge; otherwise for a late result
     function takeBond(address who, uint128 amount, uint128 taken, bool slash) external;
+
+    /// @notice Channels only: pledges free stake for a batch of receipts. Takes no place of the node's capacity.
+    function pledge(address who, uint128 amount) external;
+
+    /// @notice Channels only: takes `taken` of a pledge of `amount` to the channels, releases the rest.
+    function endPledge(address who, uint128 amount, uint128 taken) external;
+
+    /// @notice Channels only: takes all stake to the channels but the bonds of jobs, what is pledged and unbonding included.
+    /// @return taken nothing if the node has been convicted before
+    function convict(address who) external returns (uint128 taken);
 }

@@ -14,6 +14,8 @@ library Programs {
     uint8 internal constant MAX_DEPTH = 8;
     /// @notice levels of a tree that one answer opens
     uint8 internal constant LEVELS_PER_ANSWER = 6;
+    /// @notice the instruction set's proofs of range hold for positions below this
+    uint32 internal constant MAX_POSITIONS = 8192;
 
     /// @notice what a program may refer to, and the longest sequence it runs
     struct Bounds {

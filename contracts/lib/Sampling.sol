@@ -20,6 +20,14 @@ library Sampling {
         if (above != 0) revert IMarket.BadSampling(PARAMETERS, above, 0, 0);
     }
 
+    /// @notice whether `check` would let the word pass
+    function isValid(uint256 word) internal pure returns (bool) {
+        uint256 p = penalty(word);
+        return parameter(word, 0) <= 1 << 20 && parameter(word, 1) < 1 << 20 && parameter(word, 2) <= 1 << 16
+            && parameter(word, 3) < 1 << 24 && (p == 0 || (p >= 1 << 8 && p < 1 << 16))
+            && word >> (32 * PARAMETERS) == 0;
+    }
+
     function inRange(uint256 word, uint256 index, uint256 min, uint256 max) private pure {
         uint256 p = parameter(word, index);
         if (p < min || p > max) revert IMarket.BadSampling(index, p, min, max);

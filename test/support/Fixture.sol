@@ -3,11 +3,14 @@ pragma solidity ^0.8.28;
 
 import {Test} from "forge-std/Test.sol";
 import {Challenges} from "../../contracts/Challenges.sol";
+import {Channels} from "../../contracts/Channels.sol";
 import {Market} from "../../contracts/Market.sol";
 import {Models} from "../../contracts/Models.sol";
 import {Nodes} from "../../contracts/Nodes.sol";
+import {Trials} from "../../contracts/Trials.sol";
 import {DevToken} from "../../contracts/dev/DevToken.sol";
 import {IChallenges, OpeningId, Target, TargetKind} from "../../contracts/interfaces/IChallenges.sol";
+import {IChannels} from "../../contracts/interfaces/IChannels.sol";
 import {IMarket, JobId, JobState} from "../../contracts/interfaces/IMarket.sol";
 import {INodes} from "../../contracts/interfaces/INodes.sol";
 import {Claim} from "../../contracts/interfaces/IStepVerifier.sol";
@@ -41,12 +44,15 @@ abstract contract Fixture is Test {
     Models internal models;
     Nodes internal nodes;
     Market internal market;
+    Channels internal channels;
+    Trials internal trials;
     Challenges internal challenges;
     address internal stepVerifier;
     bytes32 internal modelId;
 
     IMarket.Params internal mp;
     IChallenges.Params internal cp;
+    IChannels.Params internal rp;
 
     function setUp() public virtual {
         vm.warp(1_700_000_000);
@@ -58,10 +64,13 @@ abstract contract Fixture is Test {
         models = Models(d.models);
         nodes = Nodes(d.nodes);
         market = Market(d.market);
+        channels = Channels(d.channels);
+        trials = Trials(d.trials);
         challenges = Challenges(d.challenges);
         stepVerifier = d.stepVerifier;
         mp = c.market;
         cp = c.challenges;
+        rp = c.channels;
 
         address[6] memory people = [uma, nora, nils, walt, wanda, mallory];
         for (uint256 i; i < people.length; i++) {
@@ -69,6 +78,7 @@ abstract contract Fixture is Test {
             vm.startPrank(people[i]);
             token.approve(address(market), type(uint256).max);
             token.approve(address(nodes), type(uint256).max);
+            token.approve(address(channels), type(uint256).max);
             vm.stopPrank();
         }
         modelId = models.register(TinyModel.manifest(), TinyModel.program(), "ipfs://tiny");
@@ -181,9 +191,11 @@ abstract contract Fixture is Test {
         return market.job(jobId).deadline;
     }
 
-    /// @notice I4: what the two custodians owe is what they have
+    /// @notice I4: what market and channels owe is what they have
     function assertConserved() internal view {
         uint256 owed = market.totalEscrow() + market.totalWithdrawable() + market.totalFees() + market.totalRewards();
         assertEq(token.balanceOf(address(market)), owed, "market's tokens");
+        owed = channels.totalBalances() + channels.totalCommitted() + channels.totalFees() + channels.totalRewards();
+        assertEq(token.balanceOf(address(channels)), owed, "channels' tokens");
     }
 }

@@ -21,7 +21,7 @@ mod interfaces {
     include!(concat!(env!("OUT_DIR"), "/interfaces.rs"));
 }
 
-pub use convert::{job_dims, opening_id, order_hash, run_params, sampling_word};
+pub use convert::{is_receipt, job_dims, opening_id, order_hash, run_params, sampling_word};
 pub use deployment::{Deployment, DeploymentError};
 pub use event::Event;
 pub use interfaces::*;

@@ -50,7 +50,7 @@ impl Chain {
             token: token?,
             withdrawable: withdrawable?,
             stake: node.stake,
-            locked: node.locked,
+            locked: node.locked.saturating_add(node.pledged),
             unbonding: node.unbonding,
         })
     }

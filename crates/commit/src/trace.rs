@@ -153,6 +153,19 @@ impl TraceTree {
         path
     }
 
+    /// The trace of a shorter run that began with the same tokens: a leaf depends on the tokens up to its position only. `None` if
+    /// this trace has not as many rows.
+    pub fn cut(&self, dims: &TraceDims) -> Option<Self> {
+        let rows = |(l, tree): (usize, &Tree)| {
+            let rows = dims.rows(u16::try_from(l).ok()?) as usize;
+            tree.leaves().get(..rows).map(<[Hash]>::to_vec)
+        };
+        if self.layers.len() != usize::from(dims.layers) + 2 {
+            return None;
+        }
+        Some(TraceTree::new(self.layers.iter().enumerate().map(rows).collect::<Option<_>>()?))
+    }
+
     /// The leaves, layer-major: what a node serves.
     pub fn encode(&self) -> Vec<u8> {
         self.layers.iter().flat_map(|t| t.leaves().concat()).collect()

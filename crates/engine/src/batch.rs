@@ -5,6 +5,7 @@
 //! not depend on who shares its steps, so its trace does not either.
 
 use std::collections::VecDeque;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -66,6 +67,8 @@ struct Ticket {
     stop: Vec<u32>,
     run: RunParams,
     cancel: Arc<AtomicBool>,
+    /// Whoever asked has what they want: the answer ends with the tokens it has.
+    enough: Arc<AtomicBool>,
     to: Sender<Event>,
 }
 
@@ -146,14 +149,33 @@ impl Scheduler {
         cancel: Arc<AtomicBool>,
         on_token: &mut dyn FnMut(u32),
     ) -> Result<Generation> {
+        self.generate_until(request, cancel, &mut |token| {
+            on_token(token);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// As [`Self::generate`]; the answer also ends with the token at which `on_token` breaks. The same as
+    /// [`crate::generate_until`].
+    ///
+    /// # Errors
+    /// As [`Self::generate`].
+    pub fn generate_until(
+        &self,
+        request: &Request<'_>,
+        cancel: Arc<AtomicBool>,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Generation> {
         request.check(&*self.shared.backend)?;
         let (to, answers) = channel();
+        let enough = Arc::new(AtomicBool::new(false));
         let ticket = Ticket {
             prompt: request.prompt.to_vec(),
             max_new: request.max_new,
             stop: request.stop.to_vec(),
             run: request.run,
             cancel,
+            enough: enough.clone(),
             to,
         };
         {
@@ -168,7 +190,19 @@ impl Scheduler {
             queue.waiting.push_back(ticket);
         }
         self.shared.wake.notify_all();
-        receive(&answers, on_token)
+        let (mut seen, mut wanted) = (0, None);
+        let mut done = receive(&answers, &mut |token| {
+            seen += 1;
+            if wanted.is_none() && on_token(token).is_break() {
+                wanted = Some(seen);
+                enough.store(true, Ordering::Relaxed);
+            }
+        })?;
+        // The thread may have gone on for a step or two before it heard of it.
+        if let Some(wanted) = wanted {
+            done.cut(&self.shared.backend.model().id(), request.prompt, wanted)?;
+        }
+        Ok(done)
     }
 }
 
@@ -388,7 +422,9 @@ impl Active {
     }
 
     fn is_done(&self) -> bool {
-        let last = self.tokens.last();
-        self.tokens.len() as u32 >= self.ticket.max_new || last.is_some_and(|t| self.ticket.stop.contains(t))
+        let Some(last) = self.tokens.last() else { return false };
+        self.tokens.len() as u32 >= self.ticket.max_new
+            || self.ticket.stop.contains(last)
+            || self.ticket.enough.load(Ordering::Relaxed)
     }
 }

@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use sworn_commit::RunParams;
+use sworn_commit::{Hash, RunParams};
 
 use crate::trace::{Trace, TraceRecorder};
 use crate::{Backend, EngineError, Result};
@@ -47,6 +47,23 @@ pub struct Generation {
     pub prefill_tok_s: f64,
     /// Output tokens per second, the first excepted (prefill selects it); 0 if there was no other.
     pub decode_tok_s: f64,
+}
+
+impl Generation {
+    /// Shortens the answer to its first `tokens` tokens, at least one: what it would be if it had ended there. Longer than it is:
+    /// nothing happens.
+    ///
+    /// # Errors
+    /// The trace is not of this answer.
+    pub fn cut(&mut self, model: &Hash, prompt: &[u32], tokens: usize) -> Result<()> {
+        let wanted = tokens.max(1);
+        if wanted >= self.tokens.len() {
+            return Ok(());
+        }
+        self.trace = self.trace.cut(model, prompt, &self.tokens[..wanted])?;
+        self.tokens.truncate(wanted);
+        Ok(())
+    }
 }
 
 /// An answer repeated.

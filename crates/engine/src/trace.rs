@@ -87,6 +87,34 @@ pub struct Trace {
     pub log_probs: Vec<HeadRow>,
 }
 
+impl Trace {
+    fn of(
+        dims: TraceDims,
+        tree: TraceTree,
+        model: &Hash,
+        prompt: &[u32],
+        output: &[u32],
+        log_probs: Vec<HeadRow>,
+    ) -> Self {
+        let layers_root = tree.layers_root();
+        let (input, output) = (sequence::hash(prompt), sequence::hash(output));
+        let root = trace::trace_root(model, &input, &output, dims.positions(), &layers_root);
+        Trace { dims, tree, layers_root, root, log_probs }
+    }
+
+    /// The commitment to the same run, ended after `output`, which this run's output begins with.
+    ///
+    /// # Errors
+    /// This run is shorter.
+    pub fn cut(&self, model: &Hash, prompt: &[u32], output: &[u32]) -> Result<Self> {
+        let dims = TraceDims { layers: self.dims.layers, n_in: prompt.len() as u32, n_out: output.len() as u32 };
+        let shorter = self.tree.cut(&dims).filter(|_| !prompt.is_empty() && !output.is_empty());
+        let tree = shorter.ok_or_else(|| EngineError::Request("a trace cannot be cut to more than it has".into()))?;
+        let log_probs = self.log_probs.iter().take(output.len()).cloned().collect();
+        Ok(Trace::of(dims, tree, model, prompt, output, log_probs))
+    }
+}
+
 /// An [`ExportSink`] that hashes what it is given.
 pub struct TraceRecorder<'a> {
     layers: u16,
@@ -179,11 +207,7 @@ impl<'a> TraceRecorder<'a> {
                 "layer {l} has {rows} rows, not {wanted}: this is a defect of the backend"
             )));
         }
-        let tree = self.builder.finish();
-        let layers_root = tree.layers_root();
-        let (input, output) = (sequence::hash(prompt), sequence::hash(output));
-        let root = trace::trace_root(model, &input, &output, dims.positions(), &layers_root);
-        Ok(Trace { dims, tree, layers_root, root, log_probs: self.log_probs })
+        Ok(Trace::of(dims, self.builder.finish(), model, prompt, output, self.log_probs))
     }
 }
 

@@ -1,12 +1,13 @@
 //! Requests that are answered together: each answer, token for token and leaf for leaf, is what it would be alone.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
 use sworn_commit::RunParams;
-use sworn_engine::{Cpu, EngineError, Limits, Request, Scheduler, generate};
+use sworn_engine::{Backend, Cpu, EngineError, Limits, Request, Scheduler, audit, generate, generate_until};
 use sworn_isa::{Opcode, Sampling, SectionKind};
 use sworn_model::{Model, SyntheticSpec, synthetic};
 
@@ -111,6 +112,39 @@ fn a_longer_conversation_takes_over_what_was_read() {
         prompt.extend(g.tokens);
         prompt.extend([1, 2, turn]);
     }
+}
+
+/// Ended by whoever asked, at any token: the same as if so many had been asked for, though the thread may have gone on meanwhile.
+#[test]
+fn an_answer_ends_where_it_is_enough() {
+    let (_dir, model) = model(5);
+    let cpu = Cpu::with_threads(model, 1).unwrap();
+    let scheduler = Scheduler::new(Arc::new(cpu.clone()), Limits::default()).unwrap();
+    let prompt: Vec<u32> = (1..20).collect();
+    let request = |max_new| Request { prompt: &prompt, max_new, stop: &[], run: RunParams::default(), cancel: None };
+    let whole = generate(&cpu, &request(12), &mut |_| {}).unwrap();
+    for wanted in 1..=12 {
+        let mut seen = Vec::new();
+        let mut on_token = |token| {
+            seen.push(token);
+            // Lets the thread run ahead.
+            std::thread::sleep(Duration::from_millis(2));
+            if seen.len() == wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let g = scheduler.generate_until(&request(12), never(), &mut on_token).unwrap();
+        let alone = generate_until(&cpu, &request(wanted as u32), &mut |_| ControlFlow::Continue(())).unwrap();
+        assert_eq!(seen, g.tokens);
+        assert_eq!((&g.tokens, &g.trace), (&alone.tokens, &alone.trace), "{wanted}");
+        assert_eq!(audit(&cpu, &prompt, &g.tokens, &RunParams::default(), None).unwrap().trace, g.trace);
+        let mut cut = whole.clone();
+        cut.cut(&cpu.model().id(), &prompt, wanted).unwrap();
+        assert_eq!((cut.tokens, cut.trace), (g.tokens, g.trace), "{wanted}");
+    }
+    let mut same = whole.clone();
+    same.cut(&cpu.model().id(), &prompt, 13).unwrap();
+    assert_eq!(same.trace, whole.trace);
+    assert!(whole.trace.cut(&cpu.model().id(), &prompt, &[0; 13]).is_err());
+    assert!(whole.trace.cut(&cpu.model().id(), &[], &[0; 13]).is_err());
 }
 
 #[test]

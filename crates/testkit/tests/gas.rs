@@ -14,7 +14,7 @@ use revm::database::{CacheDB, EmptyDB};
 use revm::primitives::hardfork::SpecId;
 use revm::{Context, ExecuteCommitEvm, MainBuilder, MainContext};
 use sworn_bindings::{
-    Claim, IChallenges, IDevToken, IERC20, IMarket, IModels, INodes, Revert, Target, Witness, order_hash,
+    Claim, IChallenges, IChannels, IDevToken, IERC20, IMarket, IModels, INodes, Revert, Target, Witness, order_hash,
 };
 use sworn_commit::witness::{self, Evidence, Inputs, PartialTree};
 use sworn_commit::{Hash, RunParams, TraceDims, Tree, keccak, sequence, tensor, trace};
@@ -60,8 +60,8 @@ impl World {
         let verifier = w.create("StepVerifier", Vec::new());
         w.models = w.create("Models", Vec::new());
         let at = |n| USER.create(w.created + n);
-        let (nodes, market, challenges) = (at(0), at(1), at(2));
-        w.nodes = w.create("Nodes", (w.token, w.models, market, 10_000_000u64).abi_encode_params());
+        let [nodes, market, channels, trials, challenges] = [0, 1, 2, 3, 4].map(at);
+        w.nodes = w.create("Nodes", (w.token, w.models, market, channels, 10_000_000u64).abi_encode_params());
         let params = IMarket::Params {
             acceptTimeout: 60u64.try_into().unwrap(),
             submitTimeout: 600u64.try_into().unwrap(),
@@ -73,12 +73,25 @@ impl World {
             challengerShareBps: 4_000,
         };
         w.market = w.create("Market", (w.token, w.models, nodes, challenges, params).abi_encode_params());
+        let params = IChannels::Params {
+            window: 600u64.try_into().unwrap(),
+            closeDelay: 600u64.try_into().unwrap(),
+            receiptTurn: 60u64.try_into().unwrap(),
+            lodgeTurn: 60u64.try_into().unwrap(),
+            receiptFee: 1000,
+            minBond: 1_000_000,
+            bondFactorBps: 20_000,
+            userShareBps: 3_000,
+            challengerShareBps: 4_000,
+        };
+        w.create("Channels", (w.token, nodes, trials, zero, params).abi_encode_params());
+        w.create("Trials", (channels, w.models, challenges).abi_encode_params());
         let turns = IChallenges::Params {
             nodeTurn: 60u64.try_into().unwrap(),
             challengerTurn: 60u64.try_into().unwrap(),
             demandFee: 1000,
         };
-        w.challenges = w.create("Challenges", (market, w.models, verifier, turns).abi_encode_params());
+        w.challenges = w.create("Challenges", (market, trials, w.models, verifier, turns).abi_encode_params());
         assert_eq!((w.nodes, w.market, w.challenges), (nodes, market, challenges));
         for who in [USER, NODE, WATCHER] {
             w.send(who, w.token, &IDevToken::mintCall { to: who, amount: U256::from(1) << 100 });

@@ -13,7 +13,9 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sworn_bindings::IChallenges::{self, IChallengesEvents};
 use sworn_bindings::IMarket::{self, IMarketEvents};
-use sworn_bindings::{self as sol, Deployment, Event, IERC20, ModelShape, TraceContext, opening_id, run_params};
+use sworn_bindings::{
+    self as sol, Deployment, Event, IERC20, ModelShape, TraceContext, is_receipt, opening_id, run_params,
+};
 use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, Receipt, Seen, Sender, SenderOptions, Store};
 use sworn_commit::witness::Claim;
 use sworn_commit::{Hash, TraceTree, sequence};
@@ -330,11 +332,13 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     async fn apply(&mut self, seen: &Seen) -> Result<()> {
         match &seen.event {
             Event::Market(e) => self.apply_market(e, seen),
+            // Receipts are not watched yet.
+            Event::Challenges(e) if is_receipt(e.job()) => {}
             Event::Challenges(e) => {
                 let time = self.time_of(seen.block).await?;
                 self.apply_challenges(e, seen, time).await?;
             }
-            Event::Models(_) | Event::Nodes(_) => {}
+            Event::Models(_) | Event::Nodes(_) | Event::Channels(_) | Event::Trials(_) => {}
         }
         Ok(())
     }

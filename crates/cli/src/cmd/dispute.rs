@@ -5,9 +5,9 @@ use std::process::ExitCode;
 
 use alloy::primitives::{Address, B256, U256};
 use serde::Serialize;
-use sworn_bindings::Event;
 use sworn_bindings::IChallenges::IChallengesEvents;
 use sworn_bindings::IMarket::IMarketEvents;
+use sworn_bindings::{Event, is_receipt};
 
 use super::job;
 use crate::args;
@@ -56,7 +56,9 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
     let said = history::events(link, &[link.chain.deployment().challenges], [None; 4]).await?;
     let mut jobs: BTreeMap<u64, Vec<&Said>> = BTreeMap::new();
     for s in &said {
-        if let Event::Challenges(event) = &s.event {
+        if let Event::Challenges(event) = &s.event
+            && !is_receipt(event.job())
+        {
             jobs.entry(u64::try_from(event.job()).unwrap_or_default()).or_default().push(s);
         }
     }
