@@ -26,7 +26,6 @@ use crate::progress;
 use crate::prompt;
 use crate::sampling;
 use crate::settings::Settings;
-use crate::stop;
 use crate::times;
 
 /// What to buy.
@@ -75,13 +74,13 @@ struct Report {
 
 pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     // Slips are found before money is spent.
-    stop::cut("", &command.stop)?;
+    prompt::check_stops(&command.stop)?;
     let (account, order, bought) = purchase(settings, &command.order).await?;
     let link = &account.link;
     let patience = Duration::from_secs(command.patience);
     wait(link, bought.job, command.wait_final, patience).await?;
     let mut shown = job::show(settings, link, bought.job, Some(&command.order.model)).await?;
-    shown.text = shown.text.map(|text| stop::cut(&text, &command.stop)).transpose()?;
+    shown.text = shown.text.map(|text| sworn_gateway::stop::cut(&text, &command.stop));
     let status = shown.status;
     let report = Report {
         job: shown,

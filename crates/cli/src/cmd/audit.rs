@@ -10,7 +10,6 @@ use crate::args::Audit;
 use crate::backend::{self, About};
 use crate::fault::{Doing, Fault, Result};
 use crate::models::{self, id_text};
-use crate::sampling;
 use crate::settings::Settings;
 
 #[derive(Serialize)]
@@ -54,7 +53,7 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
         )));
     }
     let run = answer.run.params().doing(|| format!("cannot audit {}", command.file.display()))?;
-    if run.sampling != Sampling::GREEDY && !sampling::samples(&model) {
+    if run.sampling != Sampling::GREEDY && !sworn_gateway::selection::samples(&model) {
         return Err(Fault::failed(format!(
             "the answer was sampled, but model {id} takes the most likely token always: the file was changed, or the model's node answered greedily"
         )));
