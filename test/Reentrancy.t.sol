@@ -2,8 +2,10 @@
 pragma solidity ^0.8.28;
 
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {Channels} from "../contracts/Channels.sol";
 import {Market} from "../contracts/Market.sol";
 import {Nodes} from "../contracts/Nodes.sol";
+import {IChannels} from "../contracts/interfaces/IChannels.sol";
 import {IMarket, JobId} from "../contracts/interfaces/IMarket.sol";
 import {INodes} from "../contracts/interfaces/INodes.sol";
 import {Deploy} from "../script/Deploy.s.sol";
@@ -21,7 +23,7 @@ contract ReentrancyTest is Fixture {
         Deploy.Config memory c = script.preset("devnet");
         c.token = address(hook);
         Deploy.Deployment memory d = script.deploy(c, address(script));
-        (market, nodes) = (Market(d.market), Nodes(d.nodes));
+        (market, nodes, channels) = (Market(d.market), Nodes(d.nodes), Channels(d.channels));
         (bool ok,) = d.models
             .call(
                 abi.encodeWithSignature("register(bytes,bytes,string)", TinyModel.manifest(), TinyModel.program(), "")
@@ -31,6 +33,8 @@ contract ReentrancyTest is Fixture {
         hook.mint(nora, 1_000 ether);
         vm.prank(uma);
         hook.approve(address(market), type(uint256).max);
+        vm.prank(uma);
+        hook.approve(address(channels), type(uint256).max);
         vm.prank(nora);
         hook.approve(address(nodes), type(uint256).max);
     }
@@ -90,5 +94,27 @@ contract ReentrancyTest is Fixture {
         nodes.withdrawStake();
         assertRefused();
         assertEq(hook.balanceOf(nora), 1_000 ether);
+    }
+
+    function test_channels() public {
+        bytes[5] memory calls = [
+            abi.encodeCall(IChannels.deposit, (1)),
+            abi.encodeCall(IChannels.withdraw, ()),
+            abi.encodeCall(IChannels.open, (nora, address(0), 0, "again")),
+            abi.encodeCall(IChannels.release, (1)),
+            abi.encodeCall(IChannels.receiptTimeout, (1, 0, 1))
+        ];
+        for (uint256 i; i < calls.length; i++) {
+            arm(address(channels), calls[i]);
+            vm.prank(uma);
+            channels.deposit(10 ether);
+            assertRefused();
+        }
+        arm(address(channels), abi.encodeCall(IChannels.withdraw, ()));
+        vm.prank(uma);
+        assertEq(channels.withdraw(), 50 ether);
+        assertRefused();
+        assertEq(hook.balanceOf(uma), 1_000 ether);
+        assertEq(hook.balanceOf(address(channels)), 0);
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{env, fs};
 
 /// Ordered so that a reader of the output meets a type before its use; the macro does not care.
-const FILES: [&str; 7] = ["ITrees", "IModels", "INodes", "ICourt", "IMarket", "IStepVerifier", "IChallenges"];
+const FILES: [&str; 9] = ["ITrees", "IModels", "INodes", "ICourt", "IMarket", "IStepVerifier", "IChannels", "ITrials", "IChallenges"];
 
 fn main() {
     let root = Path::new(&env::var("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../../contracts/interfaces");

@@ -42,3 +42,12 @@ interface ILibraryErrors {
 interface IDevToken {
     function mint(address to, uint256 amount) external;
 }
+
+interface IMulticall {
+    function multicall(bytes[] calldata data) external returns (bytes[] memory results);
+}
+
+interface IPermit {
+    function nonces(address owner) external view returns (uint256);
+    function DOMAIN_SEPARATOR() external view returns (bytes32);
+}

@@ -7,9 +7,12 @@ use sworn_isa::{Program, Sampling, Section};
 use crate::{Claim, IMarket, JobState, ModelShape, Read, Target, TargetKind, TraceContext, Witness};
 
 /// The protocol's name of an opening, as `IChallenges.openingId` computes it: jobId u128, rank u16, layer u16, row u32, op u16,
-/// index u32, zero u16.
+/// index u32, zero u16. Tokens have rank 0: everything may hang from them.
 pub fn opening_id(job: U256, target: &Target) -> B256 {
-    let rank = ((target.kind as u16) << 8) | (255 - target.level as u16);
+    let rank = match target.kind {
+        TargetKind::Tokens => 0,
+        kind => ((kind as u16) << 8) | (255 - target.level as u16),
+    };
     let mut id = [0; 32];
     id[..16].copy_from_slice(&job.to_be_bytes::<32>()[16..]);
     id[16..18].copy_from_slice(&rank.to_be_bytes());
@@ -69,6 +72,11 @@ impl Target {
         Self::at(TargetKind::Pages, layer, row, op, level, index)
     }
 
+    /// All tokens of a receipt's prompt, or of its answer.
+    pub const fn tokens(output: bool) -> Self {
+        Self::at(TargetKind::Tokens, output as u16, 0, 0, 0, 0)
+    }
+
     /// One page of an operator's tensor.
     pub const fn page(layer: u16, row: u32, op: u16, index: u32) -> Self {
         Self::at(TargetKind::Page, layer, row, op, 0, index)
@@ -84,6 +92,8 @@ impl std::fmt::Display for Target {
             TargetKind::OpList => write!(f, "operators of layer {layer} row {row}"),
             TargetKind::Pages => write!(f, "layer {layer} row {row} operator {op}, level {level} node {index}"),
             TargetKind::Page => write!(f, "layer {layer} row {row} operator {op} page {index}"),
+            TargetKind::Tokens if *layer == 0 => write!(f, "tokens of the prompt"),
+            TargetKind::Tokens => write!(f, "tokens of the answer"),
             TargetKind::__Invalid => write!(f, "no target"),
         }
     }
@@ -225,6 +235,7 @@ mod tests {
             "0000",
         );
         assert_eq!(alloy::hex::encode(id), hex);
+        assert_eq!(alloy::hex::encode(&opening_id(U256::ONE, &Target::tokens(true)).0[16..20]), "00000001");
         // A child ranks above its parent.
         let rank = |t: &Target| opening_id(U256::ONE, t).0[16..18].to_vec();
         assert!(rank(&Target::layers(7, 0)) < rank(&Target::layers(1, 0)));

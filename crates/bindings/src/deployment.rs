@@ -21,6 +21,10 @@ pub struct Deployment {
     pub nodes: Address,
     /// `IMarket`.
     pub market: Address,
+    /// `IChannels`.
+    pub channels: Address,
+    /// `ITrials`.
+    pub trials: Address,
     /// `IChallenges`.
     pub challenges: Address,
     /// `IStepVerifier`.
@@ -73,12 +77,14 @@ impl Deployment {
     }
 
     /// Every contract with its name.
-    pub fn contracts(&self) -> [(&'static str, Address); 6] {
+    pub fn contracts(&self) -> [(&'static str, Address); 8] {
         [
             ("token", self.token),
             ("models", self.models),
             ("nodes", self.nodes),
             ("market", self.market),
+            ("channels", self.channels),
+            ("trials", self.trials),
             ("challenges", self.challenges),
             ("stepVerifier", self.step_verifier),
         ]
@@ -94,10 +100,12 @@ mod tests {
         let text = r#"{"chainId":31337,"token":"0x0000000000000000000000000000000000000001",
             "models":"0x0000000000000000000000000000000000000002","nodes":"0x0000000000000000000000000000000000000003",
             "market":"0x0000000000000000000000000000000000000004","challenges":"0x0000000000000000000000000000000000000005",
-            "stepVerifier":"0x0000000000000000000000000000000000000006","block":7}"#;
+            "stepVerifier":"0x0000000000000000000000000000000000000006","channels":"0x0000000000000000000000000000000000000007",
+            "trials":"0x0000000000000000000000000000000000000008","block":7}"#;
         let d: Deployment = serde_json::from_str(text).unwrap();
         assert_eq!((d.chain_id, d.block), (31337, 7));
         assert_eq!(d.step_verifier, Address::with_last_byte(6));
+        assert_eq!((d.channels, d.trials), (Address::with_last_byte(7), Address::with_last_byte(8)));
         assert_eq!(serde_json::from_str::<Deployment>(&serde_json::to_string(&d).unwrap()).unwrap(), d);
         assert!(Deployment::load("no such file").unwrap_err().to_string().contains("Deploy.s.sol"));
     }

@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, LogData, U256};
 use alloy::sol_types::SolEventInterface;
 
-use crate::{Deployment, IChallenges, IMarket, IModels, INodes};
+use crate::{Deployment, IChallenges, IChannels, IMarket, IModels, INodes, ITrials};
 
 /// Anything Sworn's contracts say.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Event {
     Models(IModels::IModelsEvents),
     Nodes(INodes::INodesEvents),
     Market(IMarket::IMarketEvents),
+    Channels(IChannels::IChannelsEvents),
+    Trials(ITrials::ITrialsEvents),
     Challenges(IChallenges::IChallengesEvents),
 }
 
@@ -23,6 +25,10 @@ impl Event {
             a if a == deployment.models => IModels::IModelsEvents::decode_raw_log(topics, data).ok().map(Event::Models),
             a if a == deployment.nodes => INodes::INodesEvents::decode_raw_log(topics, data).ok().map(Event::Nodes),
             a if a == deployment.market => IMarket::IMarketEvents::decode_raw_log(topics, data).ok().map(Event::Market),
+            a if a == deployment.channels => {
+                IChannels::IChannelsEvents::decode_raw_log(topics, data).ok().map(Event::Channels)
+            }
+            a if a == deployment.trials => ITrials::ITrialsEvents::decode_raw_log(topics, data).ok().map(Event::Trials),
             a if a == deployment.challenges => {
                 IChallenges::IChallengesEvents::decode_raw_log(topics, data).ok().map(Event::Challenges)
             }

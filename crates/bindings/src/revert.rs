@@ -8,7 +8,7 @@ use alloy::dyn_abi::{DynSolValue, ErrorExt};
 use alloy::json_abi::{Error as AbiError, JsonAbi};
 use alloy::sol_types::{Panic, Revert as RevertString, SolError};
 
-use crate::{IChallenges, IERC20, ILibraryErrors, IMarket, IModels, INodes, ITrees};
+use crate::{IChallenges, IChannels, IERC20, ILibraryErrors, IMarket, IModels, INodes, ITrees, ITrials};
 
 include!(concat!(env!("OUT_DIR"), "/notices.rs"));
 
@@ -86,11 +86,13 @@ struct Known {
 fn errors() -> &'static HashMap<[u8; 4], Known> {
     static ERRORS: OnceLock<HashMap<[u8; 4], Known>> = OnceLock::new();
     ERRORS.get_or_init(|| {
-        let interfaces: [(&str, JsonAbi); 7] = [
+        let interfaces: [(&str, JsonAbi); 9] = [
             ("ITrees", ITrees::abi::contract()),
             ("IModels", IModels::abi::contract()),
             ("INodes", INodes::abi::contract()),
             ("IMarket", IMarket::abi::contract()),
+            ("IChannels", IChannels::abi::contract()),
+            ("ITrials", ITrials::abi::contract()),
             ("IChallenges", IChallenges::abi::contract()),
             ("IERC20", IERC20::abi::contract()),
             ("ILibraryErrors", ILibraryErrors::abi::contract()),
