@@ -196,7 +196,7 @@ contract Channels is Purse, EIP712, Multicall {
         Channel storage c = _live(id);
         if (c.node != node) revert OtherNode(id, c.node, node);
         uint64 first = c.sequence + 1;
-        uint64 last = r.voucher.sequence;
+        uint64 last = r.lastSequence;
         if (r.firstSequence != first || last < first) revert WrongSequence(id, r.firstSequence, last, first);
         uint128 claimed = c.claimed;
         uint128 most = r.voucher.cumulative < c.deposit ? r.voucher.cumulative : c.deposit;

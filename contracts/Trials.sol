@@ -202,7 +202,8 @@ contract Trials is ITrials, ReentrancyGuardTransient {
     ) external nonReentrant {
         bytes32 first = _signed(a, signatureA);
         bytes32 second = _signed(b, signatureB);
-        if (a.channelId != b.channelId || a.sequence != b.sequence || first == second) {
+        bool twice = a.sequence == b.sequence || a.request == b.request;
+        if (a.channelId != b.channelId || !twice || first == second) {
             revert NoEquivocation(first, second);
         }
         emit EquivocationShown(first, second);

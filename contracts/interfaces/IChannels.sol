@@ -8,11 +8,11 @@ enum ChannelState {
     Closed
 }
 
-/// @notice Signed by a channel's signer with each request: the node may be paid up to `cumulative` in all once it has served
-/// request number `sequence`. EIP-712, in this order.
+/// @notice Signed by a channel's signer with each request: the node may be paid up to `cumulative` in all, this request
+/// included. Any voucher of the channel covers any of its receipts. EIP-712, in this order.
 struct Voucher {
     bytes32 channelId;
-    uint64 sequence; // from 1
+    uint64 request; // the client's number of it: unique in the channel, in any order
     bytes32 modelId;
     uint128 cumulative;
     bytes32 requestHash; // the order: model, prompt, longest answer, sampling, seed (tag 0x09 of docs/protocol.md)
@@ -22,7 +22,8 @@ struct Voucher {
 /// order.
 struct Receipt {
     bytes32 channelId;
-    uint64 sequence; // the request's
+    uint64 sequence; // 1, 2, 3, … in the order of completion
+    uint64 request; // the client's number of it, as in the voucher
     bytes32 modelId;
     bytes32 inputHash;
     bytes32 outputHash;
@@ -36,11 +37,12 @@ struct Receipt {
     uint128 cumulative;
 }
 
-/// @notice What a node asks for in one channel: all receipts from the last redeemed one up to the voucher's.
+/// @notice What a node asks for in one channel: all receipts from the last redeemed one up to another.
 struct Redemption {
-    Voucher voucher;
+    Voucher voucher; // with the largest ceiling, or any that suffices
     bytes signature; // of the voucher, by the channel's signer
     uint64 firstSequence; // the one after the last redeemed
+    uint64 lastSequence;
     uint128 cumulative; // what the last receipt says; at most the voucher's
     bytes32 receiptsRoot; // tree over the digests of the receipts, in order
 }

@@ -16,9 +16,9 @@ library Receipts {
     uint256 internal constant JOB_BIT = 1 << 127;
 
     bytes32 internal constant VOUCHER =
-        keccak256("Voucher(bytes32 channelId,uint64 sequence,bytes32 modelId,uint128 cumulative,bytes32 requestHash)");
+        keccak256("Voucher(bytes32 channelId,uint64 request,bytes32 modelId,uint128 cumulative,bytes32 requestHash)");
     bytes32 internal constant RECEIPT = keccak256(
-        "Receipt(bytes32 channelId,uint64 sequence,bytes32 modelId,bytes32 inputHash,bytes32 outputHash,uint32 nIn,uint32 nOut,uint32 maxNew,uint256 sampling,bytes32 seed,bytes32 layersRoot,uint128 price,uint128 cumulative)"
+        "Receipt(bytes32 channelId,uint64 sequence,uint64 request,bytes32 modelId,bytes32 inputHash,bytes32 outputHash,uint32 nIn,uint32 nOut,uint32 maxNew,uint256 sampling,bytes32 seed,bytes32 layersRoot,uint128 price,uint128 cumulative)"
     );
 
     /// @dev A struct of value types is encoded as its fields are.

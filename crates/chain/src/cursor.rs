@@ -171,6 +171,9 @@ impl Cursor {
 
     fn filter(&self, from: u64, to: u64) -> Filter {
         let d = self.chain.deployment();
-        Filter::new().address(vec![d.models, d.nodes, d.market, d.challenges]).from_block(from).to_block(to)
+        Filter::new()
+            .address(vec![d.models, d.nodes, d.market, d.challenges, d.channels, d.trials])
+            .from_block(from)
+            .to_block(to)
     }
 }

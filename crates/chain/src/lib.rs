@@ -20,4 +20,4 @@ pub use error::{Error, Result};
 pub use provider::{Chain, Head};
 pub use retry::persistently;
 pub use sender::{Intent, Receipt, Sender, SenderOptions};
-pub use store::{Store, Table};
+pub use store::{Changes, Store, Table};

@@ -12,7 +12,9 @@ use alloy::rpc::types::{TransactionReceipt, TransactionRequest};
 use alloy::sol_types::SolCall;
 use alloy::transports::http::reqwest::Url;
 use alloy::transports::layers::RetryBackoffLayer;
-use sworn_bindings::{Deployment, Event, IChallenges, IERC20, IMarket, IModels, INodes, IStepVerifier};
+use sworn_bindings::{
+    Deployment, Event, IChallenges, IChannels, IERC20, IMarket, IModels, INodes, IStepVerifier, ITrials,
+};
 
 use crate::retry::Patience;
 use crate::{Error, Result};
@@ -133,6 +135,16 @@ impl Chain {
     /// The challenges.
     pub fn challenges(&self) -> IChallenges::IChallengesInstance<DynProvider> {
         IChallenges::new(self.deployment.challenges, self.provider.clone())
+    }
+
+    /// Channels, and what receipts have earned in them.
+    pub fn channels(&self) -> IChannels::IChannelsInstance<DynProvider> {
+        IChannels::new(self.deployment.channels, self.provider.clone())
+    }
+
+    /// Receipts on trial.
+    pub fn trials(&self) -> ITrials::ITrialsInstance<DynProvider> {
+        ITrials::new(self.deployment.trials, self.provider.clone())
     }
 
     /// The judge.

@@ -28,6 +28,31 @@ impl std::fmt::Debug for Store {
     }
 }
 
+/// Writes that belong together: [`Store::apply`] does all of them or none.
+#[derive(Debug, Default)]
+pub struct Changes {
+    list: Vec<(Table, String, Option<Vec<u8>>)>,
+}
+
+impl Changes {
+    /// Sets a value.
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON.
+    pub fn put<T: Serialize + ?Sized>(mut self, table: Table, key: impl Into<String>, value: &T) -> Result<Self> {
+        let bytes = serde_json::to_vec(value).map_err(|e| Error::Answer(format!("{table}: {e}")))?;
+        self.list.push((table, key.into(), Some(bytes)));
+        Ok(self)
+    }
+
+    /// Removes a value, if there is one.
+    #[must_use]
+    pub fn remove(mut self, table: Table, key: impl Into<String>) -> Self {
+        self.list.push((table, key.into(), None));
+        self
+    }
+}
+
 const fn definition(table: Table) -> TableDefinition<'static, &'static str, &'static [u8]> {
     TableDefinition::new(table)
 }
@@ -113,13 +138,7 @@ impl Store {
     /// # Errors
     /// The disk fails; then the old value stands.
     pub fn put<T: Serialize + ?Sized>(&self, table: Table, key: &str, value: &T) -> Result<()> {
-        let bytes = serde_json::to_vec(value).map_err(|e| self.fail(e))?;
-        let write = self.db.begin_write().map_err(|e| self.fail(e))?;
-        {
-            let mut table = write.open_table(definition(table)).map_err(|e| self.fail(e))?;
-            table.insert(key, &bytes[..]).map_err(|e| self.fail(e))?;
-        }
-        write.commit().map_err(|e| self.fail(e))
+        self.apply(&Changes::default().put(table, key, value)?)
     }
 
     /// Removes a value, if there is one.
@@ -127,10 +146,22 @@ impl Store {
     /// # Errors
     /// The disk fails; then the value stands.
     pub fn remove(&self, table: Table, key: &str) -> Result<()> {
+        self.apply(&Changes::default().remove(table, key))
+    }
+
+    /// Does several writes at once: after a crash, all of them are there or none.
+    ///
+    /// # Errors
+    /// The disk fails; then everything is as it was.
+    pub fn apply(&self, changes: &Changes) -> Result<()> {
         let write = self.db.begin_write().map_err(|e| self.fail(e))?;
-        {
-            let mut table = write.open_table(definition(table)).map_err(|e| self.fail(e))?;
-            table.remove(key).map_err(|e| self.fail(e))?;
+        for (name, key, value) in &changes.list {
+            let mut table = write.open_table(definition(name)).map_err(|e| self.fail(e))?;
+            match value {
+                Some(bytes) => table.insert(key.as_str(), &bytes[..]).map(drop),
+                None => table.remove(key.as_str()).map(drop),
+            }
+            .map_err(|e| self.fail(e))?;
         }
         write.commit().map_err(|e| self.fail(e))
     }
@@ -153,6 +184,9 @@ mod tests {
         drop(store);
         let store = Store::open_as(&path, "one").unwrap();
         assert_eq!(store.all::<u32>("t").unwrap(), [("a".to_owned(), 1), ("b".to_owned(), 2)]);
+        let both = Changes::default().put("u", "c", &3).unwrap().remove("t", "b");
+        store.apply(&both).unwrap();
+        assert_eq!((store.get::<u32>("u", "c").unwrap(), store.get::<u32>("t", "b").unwrap()), (Some(3), None));
         store.remove("t", "a").unwrap();
         assert_eq!(store.get::<u32>("t", "a").unwrap(), None);
         assert!(store.get::<String>("t", "b").is_err());

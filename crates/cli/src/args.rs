@@ -313,6 +313,31 @@ pub(crate) struct NodeRun {
     /// Jobs that run together; more wait, the oldest first
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) concurrency: u16,
+    #[command(flatten)]
+    pub(crate) receipts: Receipts,
+}
+
+/// Payment by receipts.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Receipts {
+    /// Serve on-chain jobs alone: no channels, no receipts
+    #[arg(long)]
+    pub(crate) no_channels: bool,
+    /// Keystore of a key that signs receipts instead of the account's own; it is authorised on chain if it is not yet
+    #[arg(long, value_name = "FILE")]
+    pub(crate) session_key: Option<PathBuf>,
+    /// File with the session key's password [default: the account's password]
+    #[arg(long, value_name = "FILE", requires = "session_key")]
+    pub(crate) session_key_password_file: Option<PathBuf>,
+    /// Redeem receipts when they have earned this much in tokens; a channel that closes is redeemed in any case
+    #[arg(long, value_name = "AMOUNT", default_value = "1")]
+    pub(crate) redeem_at: String,
+    /// Raise prices by up to so many percent when the node is busy
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=500))]
+    pub(crate) surge_max: u16,
+    /// Answers for channels at a time; more are refused
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) streams: u16,
 }
 
 /// Buy an answer on chain and print it.

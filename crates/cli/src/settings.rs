@@ -93,6 +93,14 @@ impl Settings {
         keystore::open(path, &password)
     }
 
+    /// The key that signs receipts: in a keystore of its own, whose password is in a file or the account's.
+    pub(crate) fn session_signer(&self, path: &Path, password: Option<&Path>) -> Result<PrivateKeySigner> {
+        keystore::check(path)?;
+        let file = password.or(self.password_file.as_deref());
+        let password = Self::password_of(path, file, &format!("Password of {}: ", path.display()))?;
+        keystore::open(path, &password)
+    }
+
     /// A password for a new key: typed twice when it comes from a terminal.
     pub(crate) fn new_password(&self, keystore: &Path) -> Result<String> {
         let password = self.password(keystore, "New password: ")?;
@@ -104,7 +112,11 @@ impl Settings {
     }
 
     fn password(&self, keystore: &Path, prompt: &str) -> Result<String> {
-        Ok(sworn_chain::key::password(keystore, self.password_file.as_deref(), || {
+        Self::password_of(keystore, self.password_file.as_deref(), prompt)
+    }
+
+    fn password_of(keystore: &Path, file: Option<&Path>, prompt: &str) -> Result<String> {
+        Ok(sworn_chain::key::password(keystore, file, || {
             if std::io::stdin().is_terminal() {
                 rpassword::prompt_password(prompt)
             } else {

@@ -9,17 +9,20 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, B256, U256};
 use sworn_bindings::IChallenges::{IChallengesEvents, OpeningState};
 use sworn_bindings::IMarket::IMarketEvents;
-use sworn_bindings::{Event, JobState, run_params};
+use sworn_bindings::INodes::INodesEvents;
+use sworn_bindings::ITrials::ITrialsEvents;
+use sworn_bindings::{Event, ICourt, JobState, run_params};
 use sworn_chain::{Batch, Cursor, CursorOptions, Head, Sender, Store};
 use sworn_commit::sequence;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::channel::Channels;
 use crate::http;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
-use crate::plan::{Action, DemandView, JobView, View, decide};
-use crate::work::Shared;
+use crate::plan::{Action, DemandView, JobView, Step, View, decide};
+use crate::work::{Shared, is_receipt};
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
 
 /// Longest pause after failures in a row.
@@ -66,6 +69,9 @@ impl Node {
     ) -> Result<Self> {
         let journal = Journal::new(store.clone(), config.data.join("traces"))?;
         register::register(&config.registration, &sender, &journal, &sink).await?;
+        if let Some(terms) = &config.channels {
+            register::session_key(terms.signer.address(), &sender, &journal, &sink).await?;
+        }
         let listener = match config.listen {
             Some(address) => {
                 let bound = TcpListener::bind(address).await;
@@ -76,7 +82,12 @@ impl Node {
         let cursor = Cursor::open(sender.chain().clone(), store, "node", CursorOptions::default())?;
         let jobs = journal.jobs()?.into_iter().filter(|r| !r.closed).map(|r| (r.job.id, r)).collect();
         let demands = journal.demands()?.into_iter().map(|d| (d.opening, d)).collect();
-        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, sink));
+        let channels = config
+            .channels
+            .clone()
+            .map(|terms| Channels::new(terms, sender.chain().clone(), sender.account(), journal.store().clone()));
+        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, channels, sink));
+        shared.resume_requests()?;
         Ok(Node {
             shared,
             cursor,
@@ -140,6 +151,9 @@ impl Node {
             }
         }
         shared.cancel(None);
+        if let Some(channels) = &shared.channels {
+            channels.stop();
+        }
         let _ = stop.send(true);
         resumed.abort();
         let last = async { while self.tasks.join_next().await.is_some() {} };
@@ -175,6 +189,16 @@ impl Node {
         for seen in &batch.events {
             match &seen.event {
                 Event::Market(e) => self.learn_market(e, me)?,
+                Event::Channels(e) => {
+                    if !self.shared.learn_channels(e)? {
+                        continue;
+                    }
+                }
+                Event::Trials(e) => self.learn_trial(e)?,
+                Event::Nodes(INodesEvents::AskSet(e)) if e.node == me => {
+                    self.shared.channels.iter().for_each(Channels::forget_asks);
+                    continue;
+                }
                 Event::Challenges(IChallengesEvents::Demanded(e)) if self.jobs.contains_key(&e.jobId) => {
                     let record = DemandRecord::of(e);
                     self.shared.journal.put_demand(&record)?;
@@ -250,6 +274,22 @@ impl Node {
         Ok(())
     }
 
+    fn learn_trial(&mut self, event: &ITrialsEvents) -> Result<()> {
+        match event {
+            ITrialsEvents::ReceiptLodged(e) => {
+                if let Some(record) = self.shared.lodged(e)? {
+                    let known = self.shared.journal.job(e.jobId)?.filter(|r| r.job == record.job);
+                    self.keep(known.unwrap_or(record))?;
+                }
+            }
+            ITrialsEvents::TrialAcquitted(e) if self.is_mine(e.jobId) => {
+                self.shared.sink.emit(NodeEvent::Finalized { job: e.jobId, paid: e.fees });
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn is_mine(&self, id: U256) -> bool {
         self.jobs.get(&id).is_some_and(|r| r.mine)
     }
@@ -270,7 +310,9 @@ impl Node {
     /// Plans for `head` and begins what is due.
     async fn step(&mut self, head: Head) -> Result<()> {
         let (view, states) = self.view(head).await?;
-        let actions = decide(&view);
+        let steps = crate::channel::redeem::decide(&self.shared.channels_view(head.timestamp).await?);
+        let mut actions: Vec<Action> = steps.into_iter().map(Action::Channel).collect();
+        actions.extend(decide(&view));
         self.failures.retain(|action, _| actions.contains(action));
         let now = Instant::now();
         for action in actions {
@@ -300,21 +342,21 @@ impl Node {
         let mut states = HashMap::new();
         let ids: Vec<U256> = self.jobs.keys().copied().collect();
         for id in ids {
-            let on_chain = chain.market().job(id).call().await.map_err(failed)?;
+            let on_chain = self.on_chain(id).await?;
             // Executions write to the journal beside this loop.
             let Some(record) = shared.journal.job(id)? else { continue };
             let mut demands = Vec::new();
             let mut settled = false;
             if on_chain.state == JobState::Submitted {
                 demands = self.demands_of(&record.job).await?;
-                settled = head.timestamp > on_chain.deadline.to::<u64>()
+                settled = head.timestamp > on_chain.deadline
                     && chain.challenges().settled(id).call().await.map_err(failed)?;
             }
             states.insert(id, on_chain.state);
             jobs.push(JobView {
                 id,
                 state: on_chain.state,
-                deadline: on_chain.deadline.to(),
+                deadline: on_chain.deadline,
                 mine: on_chain.node == me,
                 servable: shared.prover.layers(record.job.model).is_some(),
                 executed: record.answer.is_some(),
@@ -329,6 +371,19 @@ impl Node {
             None => U256::ZERO,
         };
         Ok((View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at }, states))
+    }
+
+    /// A job of the market, or a receipt on trial.
+    async fn on_chain(&self, id: U256) -> Result<OnChain> {
+        let chain = self.shared.sender.chain();
+        let failed = sworn_chain::Error::from;
+        if is_receipt(id) {
+            let court = ICourt::new(chain.deployment().trials, chain.provider().clone());
+            let trial = court.trial(id).call().await.map_err(failed)?;
+            return Ok(OnChain { state: trial.state, deadline: trial.deadline.to(), node: trial.node });
+        }
+        let job = chain.market().job(id).call().await.map_err(failed)?;
+        Ok(OnChain { state: job.state, deadline: job.deadline.to(), node: job.node })
     }
 
     /// Demands that the chain still counts as unanswered and that the node means to answer.
@@ -377,7 +432,10 @@ impl Node {
             _ => "",
         };
         // Somebody was faster, which is as good; the next plan sees it.
-        let overtaken = matches!(revert, "WrongState" | "NotDemanded" | "NothingToWithdraw");
+        let overtaken = matches!(
+            revert,
+            "WrongState" | "NotDemanded" | "NothingToWithdraw" | "WrongBatchState" | "WrongDemandState"
+        );
         // The node's asks do not cover the job.
         let unwanted = matches!(revert, "NotOffered" | "MoreThanOffered" | "PriceOverCeiling");
         if let (Action::Accept(id), true) = (action, unwanted) {
@@ -389,7 +447,7 @@ impl Node {
         }
         let times = self.failures.get(&action).map_or(0, |(times, _)| times + 1);
         let longest = match action {
-            Action::Answer { .. } | Action::Submit(_) => URGENT_PAUSE,
+            Action::Answer { .. } | Action::Submit(_) | Action::Channel(Step::Publish { .. }) => URGENT_PAUSE,
             _ => LONGEST_PAUSE,
         };
         let pause = (Duration::from_millis(250) * 2u32.saturating_pow(times.min(16))).min(longest);
@@ -399,6 +457,13 @@ impl Node {
             self.shared.sink.emit(NodeEvent::Failed { action: describe(action), error: error.to_string() });
         }
     }
+}
+
+/// What a plan must know of a job from the chain.
+struct OnChain {
+    state: JobState,
+    deadline: u64,
+    node: Address,
 }
 
 fn describe(action: Action) -> String {
@@ -411,5 +476,14 @@ fn describe(action: Action) -> String {
         Action::Expire(id) => format!("expiring job {id}"),
         Action::Close(id) => format!("closing job {id}"),
         Action::Withdraw => "withdrawing".into(),
+        Action::Channel(step) => match step {
+            Step::Publish { batch, channel, sequence } => {
+                format!("publishing receipt {sequence} of channel {channel} for batch {batch}")
+            }
+            Step::Redeem => "redeeming receipts".into(),
+            Step::Release(batch) => format!("releasing batch {batch}"),
+            Step::Forget(batch) => format!("closing batch {batch}"),
+            Step::Withdraw => "withdrawing what channels paid".into(),
+        },
     }
 }

@@ -10,6 +10,8 @@ pub(crate) enum Opened {
     Trace,
     /// The operators of a row.
     Ops,
+    /// The prompt or the answer itself.
+    Tokens,
 }
 
 impl Opened {
@@ -18,6 +20,7 @@ impl Opened {
         match target.kind {
             TargetKind::Layers | TargetKind::Positions => Some(Opened::Trace),
             TargetKind::OpList | TargetKind::Pages | TargetKind::Page => Some(Opened::Ops),
+            TargetKind::Tokens => Some(Opened::Tokens),
             TargetKind::__Invalid => None,
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use alloy::primitives::{B256, U256};
+use alloy::signers::local::PrivateKeySigner;
 
 /// A price for a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +33,37 @@ pub struct Registration {
     pub offers: Vec<Offer>,
 }
 
+/// How a node is paid by receipts.
+#[derive(Clone, Debug)]
+pub struct ChannelTerms {
+    /// Signs offers and receipts: the account's own key, or a session key of it.
+    pub signer: PrivateKeySigner,
+    /// Receipts are redeemed when they have earned at least this much; a channel that closes is redeemed in any case.
+    pub redeem_at: u128,
+    /// What is added to the posted prices at most when the node is busy, in 1/10 000.
+    pub surge_max_bps: u16,
+    /// How long an offer is good.
+    pub offer_life: Duration,
+    /// Answers at a time.
+    pub streams: usize,
+    /// Answers at a time in one channel.
+    pub per_channel: usize,
+}
+
+impl ChannelTerms {
+    /// Defaults, with the key that signs.
+    pub fn new(signer: PrivateKeySigner) -> Self {
+        ChannelTerms {
+            signer,
+            redeem_at: 1_000_000_000_000_000_000,
+            surge_max_bps: 0,
+            offer_life: Duration::from_secs(120),
+            streams: 16,
+            per_channel: 8,
+        }
+    }
+}
+
 /// How a node runs.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
@@ -51,6 +83,8 @@ pub struct NodeConfig {
     pub http_timeout: Duration,
     /// HTTP requests at a time.
     pub http_concurrency: usize,
+    /// How it is paid by receipts; none: by jobs alone.
+    pub channels: Option<ChannelTerms>,
     /// Memory for recomputed operators, in bytes.
     pub ops_cache: usize,
 }
@@ -67,6 +101,7 @@ impl NodeConfig {
             withdraw_at: Some(U256::ONE),
             http_timeout: Duration::from_secs(20),
             http_concurrency: 32,
+            channels: None,
             ops_cache: 64 << 20,
         }
     }

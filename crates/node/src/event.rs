@@ -36,6 +36,18 @@ pub enum NodeEvent {
     Closed { job: U256, state: &'static str },
     /// The bond is gone.
     Slashed { job: U256, bond: U256 },
+    /// An answer of a channel is over and signed for.
+    Receipt { channel: B256, sequence: u64, tokens: u32, price: String, cumulative: String },
+    /// Receipts are claimed.
+    Redeemed { batch: U256, amount: String, receipt: Receipt },
+    /// A batch of receipts is paid.
+    Released { batch: U256, receipt: Receipt },
+    /// Somebody wants to see a receipt.
+    ReceiptDemanded { batch: U256, channel: B256, sequence: u64, by: Address, deadline: u64 },
+    /// It is published.
+    Published { batch: U256, channel: B256, sequence: u64, receipt: Receipt },
+    /// A receipt is on trial.
+    Lodged { job: U256, channel: B256, sequence: u64, deadline: u64 },
     /// Pay is in the account.
     Withdrawn { amount: U256, receipt: Receipt },
     /// Something did not work; it is tried again unless it cannot.

@@ -1,21 +1,23 @@
 //! The HTTP side: what the node committed to, for whoever wants to check.
 //!
-//! Read-only. Requests, connections and the time of each are bounded, so that visitors can exhaust neither memory nor sockets nor
+//! Read-only, but for [`crate::channel::http`], where answers are asked for. Requests, connections and the time of each are bounded, so that visitors can exhaust neither memory nor sockets nor
 //! the processor that answers to demands need.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use std::{io, net::SocketAddr};
 
 use alloy::primitives::{B256, U256};
+use axum::extract::connect_info::Connected;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,6 +27,7 @@ use tokio::time::Sleep;
 
 use sworn_bindings::sampling_word;
 use sworn_engine::EngineError;
+use sworn_receipts::Refusal;
 
 use crate::Error;
 use crate::work::{Purpose, Shared};
@@ -33,9 +36,11 @@ use crate::work::{Purpose, Shared};
 const CONNECTIONS: usize = 256;
 /// Longest life of a connection.
 const CONNECTION_LIFE: Duration = Duration::from_secs(120);
+/// The same, from the last request for an answer that was admitted.
+const STREAM_LIFE: Duration = Duration::from_secs(3_600);
 
-struct Http {
-    shared: Arc<Shared>,
+pub(crate) struct Http {
+    pub(crate) shared: Arc<Shared>,
     requests: Semaphore,
     served: AtomicU64,
 }
@@ -50,21 +55,29 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stoppe
         .route("/v1/jobs/{id}", get(job))
         .route("/v1/jobs/{id}/trace", get(trace))
         .route("/v1/jobs/{id}/ops/{layer}/{row}", get(ops))
+        .merge(crate::channel::http::routes())
         .fallback(|| async { Fault(StatusCode::NOT_FOUND, "there is no such page".into()) })
-        .method_not_allowed_fallback(|| async { Fault(StatusCode::METHOD_NOT_ALLOWED, "only GET is served".into()) })
+        .method_not_allowed_fallback(|| async {
+            Fault(StatusCode::METHOD_NOT_ALLOWED, "this page is not served with this method".into())
+        })
         .layer(middleware::from_fn_with_state(http.clone(), bounded))
         .with_state(http);
     let listener = Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)) };
     let until = async move {
         let _ = stopped.changed().await;
     };
+    let router = router.into_make_service_with_connect_info::<Lease>();
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until).await {
         tracing::warn!(%error, "http");
     }
 }
 
 /// A refusal: status and what to do about it.
-struct Fault(StatusCode, String);
+pub(crate) struct Fault(pub(crate) StatusCode, pub(crate) String);
+
+/// A refusal of a channel, for [`bounded`] to put the request's id beside it.
+#[derive(Clone)]
+pub(crate) struct Refused(pub(crate) Refusal);
 
 /// The message of a refusal, for [`bounded`] to put beside the request's id.
 #[derive(Clone)]
@@ -110,8 +123,14 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
     if !response.status().is_success() {
         let status = response.status();
         let message = response.extensions().get::<Message>().map_or_else(|| status.to_string(), |m| m.0.clone());
-        response = (status, Json(json!({ "error": message, "request": id }))).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
+        let refused = response.extensions().get::<Refused>().and_then(|r| serde_json::to_value(&r.0).ok());
+        let mut body = refused.unwrap_or_else(|| json!({ "error": message }));
+        body["request"] = json!(id);
+        let retry = response.headers_mut().remove(header::RETRY_AFTER);
+        response = (status, Json(body)).into_response();
+        if let Some(retry) = retry {
+            response.headers_mut().insert(header::RETRY_AFTER, retry);
+        } else if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
     }
@@ -150,6 +169,8 @@ async fn info(State(http): State<Arc<Http>>) -> Result<impl IntoResponse, Fault>
         "market": shared.sender.chain().deployment().market,
         "models": shared.prover.models(),
         "acceptsOpenJobs": shared.config.accept_open,
+        "channels": shared.channels.as_ref().map(|c| c.domain.channels),
+        "answersRunning": shared.channels.as_ref().map_or(0, |c| c.answering()),
         "jobsUnderWay": active.count(),
         "jobsRunning": running,
         "jobsWaiting": unanswered.saturating_sub(running),
@@ -157,7 +178,7 @@ async fn info(State(http): State<Arc<Http>>) -> Result<impl IntoResponse, Fault>
     })))
 }
 
-fn number<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Fault> {
+pub(crate) fn number<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Fault> {
     text.parse().map_err(|_| Fault(StatusCode::BAD_REQUEST, format!("{text:?} is no {what}: give a number")))
 }
 
@@ -193,7 +214,7 @@ async fn job(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<im
     })))
 }
 
-fn binary(bytes: Vec<u8>) -> Response {
+pub(crate) fn binary(bytes: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response()
 }
 
@@ -234,7 +255,8 @@ impl axum::serve::Listener for Bounded {
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         let place = self.places.clone().acquire_owned().await.ok();
         let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        (Connection { stream, end: Box::pin(tokio::time::sleep(CONNECTION_LIFE)), _place: place }, address)
+        let end = Box::pin(tokio::time::sleep(CONNECTION_LIFE));
+        (Connection { stream, end, lease: Lease::default(), _place: place }, address)
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -242,15 +264,36 @@ impl axum::serve::Listener for Bounded {
     }
 }
 
+/// Who holds it can lengthen a connection's life.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lease(Arc<AtomicBool>);
+
+impl Lease {
+    /// From now on the connection may last [`STREAM_LIFE`].
+    pub(crate) fn extend(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Connected<IncomingStream<'_, Bounded>> for Lease {
+    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
+        stream.io().lease.clone()
+    }
+}
+
 /// A connection that ends after a while, whatever its peer does.
 struct Connection {
     stream: TcpStream,
     end: Pin<Box<Sleep>>,
+    lease: Lease,
     _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Connection {
     fn expired(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.lease.0.swap(false, Ordering::Relaxed) {
+            self.end.as_mut().reset(tokio::time::Instant::now() + STREAM_LIFE);
+        }
         self.end.as_mut().poll(cx).is_ready()
     }
 }

@@ -81,6 +81,10 @@ impl Journal {
         Ok(Journal { store, traces })
     }
 
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
     pub(crate) fn jobs(&self) -> Result<Vec<JobRecord>> {
         Ok(self.store.all(JOBS)?.into_iter().map(|(_, record)| record).collect())
     }

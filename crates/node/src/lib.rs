@@ -2,12 +2,12 @@
 //!
 //! **Owns** the life of a job from the node's side ([`plan`] decides, the agent acts), the [`Prover`] and [`Conduct`] seams, the
 //! answers to demands, the HTTP side and the events of `sworn node run`. **May depend on** `commit`, `model`, `engine`,
-//! `bindings`, `chain`. **Must never** post what it has not executed, keep anything that chain and journal do not give back after
+//! `bindings`, `chain`, `receipts`. **Must never** sign for or post what it has not executed, keep anything that chain and journal do not give back after
 //! a crash, or contain dishonest behaviour: tests bring that along through the seams.
 //!
 //! # HTTP
 //!
-//! All of it is `GET`, read-only and hashable against what is on chain; errors are `{"error": …, "request": id}` with the
+//! What concerns jobs is `GET`, read-only and hashable against what is on chain; errors are `{"error": …, "request": id}` with the
 //! request's id, which also is in the header `x-request-id`.
 //!
 //! | path | body |
@@ -16,11 +16,13 @@
 //! | `/v1/info` | account, models, version, jobs under way, how many of them run and wait to |
 //! | `/v1/jobs/{id}` | state, model, prompt, sampling, seed, tokens, layersRoot |
 //! | `/v1/jobs/{id}/trace` | every leaf, 32 bytes each, layer-major, as [`sworn_commit::TraceTree::encode`] |
+//! | `/v1/offers`, `/v1/channels/…` | payment by receipts, see [`sworn_receipts::wire`]: offers, answers as they are made, receipts and their traces |
 //! | `/v1/jobs/{id}/ops/{layer}/{row}` | the outputs of every operator of that row, one after another, as committed; their lengths follow from the program |
 #![forbid(unsafe_code)]
 
 mod agent;
 mod answer;
+mod channel;
 mod config;
 mod error;
 mod event;
@@ -32,7 +34,7 @@ mod register;
 mod work;
 
 pub use agent::Node;
-pub use config::{NodeConfig, Offer, Registration};
+pub use config::{ChannelTerms, NodeConfig, Offer, Registration};
 pub use error::{Error, Result};
 pub use event::{EventSink, NodeEvent};
 pub use prover::{Conduct, EngineProver, Execution, Honest, Job, Prover};

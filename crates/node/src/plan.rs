@@ -3,6 +3,8 @@
 use alloy::primitives::{B256, U256};
 use sworn_bindings::JobState;
 
+pub use crate::channel::redeem::Step;
+
 /// A demand that the chain still counts as unanswered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DemandView {
@@ -72,6 +74,8 @@ pub enum Action {
     Close(U256),
     /// Move what is owed to the account.
     Withdraw,
+    /// Something about channels; decided by itself.
+    Channel(Step),
 }
 
 /// The steps that are due, the most urgent first. Steps are idempotent: one that is under way is simply named again.
@@ -211,7 +215,7 @@ mod tests {
                     Action::Close(_) => {
                         assert!(state.is_terminal() || !job.mine || (state == JobState::Open && now > job.deadline))
                     }
-                    Action::Withdraw => panic!("nothing is owed"),
+                    Action::Withdraw | Action::Channel(_) => panic!("nothing is owed"),
                 }
             }
         }

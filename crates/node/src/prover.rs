@@ -1,14 +1,16 @@
 //! Who computes, and how a node behaves: the two seams.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use alloy::primitives::{B256, U256};
 use serde::{Deserialize, Serialize};
 use sworn_bindings::Target;
-use sworn_commit::{RunParams, TraceTree};
+use sworn_commit::{Manifest, RunParams, TraceDims, TraceTree};
 use sworn_engine::{Backend, Cpu, EngineError, Limits, Request, Scheduler, audit, replay};
+use sworn_receipts::Receipt;
 
 use crate::{Error, Result};
 
@@ -54,6 +56,22 @@ pub struct Execution {
     pub trace: TraceTree,
 }
 
+impl Execution {
+    /// Shortens an answer to a prompt of `n_in` tokens to its first `tokens` tokens, at least one; longer than it is: nothing
+    /// happens.
+    pub fn cut(&mut self, n_in: usize, tokens: usize) {
+        let wanted = tokens.max(1);
+        let layers = self.trace.layers().len().saturating_sub(2) as u16;
+        let dims = TraceDims { layers, n_in: n_in as u32, n_out: wanted as u32 };
+        if wanted < self.tokens.len()
+            && let Some(shorter) = self.trace.cut(&dims)
+        {
+            self.trace = shorter;
+            self.tokens.truncate(wanted);
+        }
+    }
+}
+
 /// Computes answers and, later, whatever of them is demanded. All calls block and may take long; the same arguments give the same
 /// result, also in another process.
 pub trait Prover: Send + Sync + 'static {
@@ -63,11 +81,32 @@ pub trait Prover: Send + Sync + 'static {
     /// Blocks of a model it has.
     fn layers(&self, model: B256) -> Option<u16>;
 
+    /// What the public knows of a model it has: vocabulary, positions, stop tokens.
+    fn manifest(&self, model: B256) -> Option<Manifest>;
+
     /// Answers a job; several may be asked for at a time.
     ///
     /// # Errors
     /// It cannot, or `cancel` was set.
     fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> Result<Execution>;
+
+    /// As [`Self::execute`], token by token: the answer also ends with the token at which `on_token` breaks. A prover that cannot
+    /// do this answers in full first.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    fn stream(
+        &self,
+        job: &Job,
+        cancel: &Arc<AtomicBool>,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Execution> {
+        let mut done = self.execute(job, cancel)?;
+        if let Some(last) = done.tokens.iter().position(|t| on_token(*t).is_break()) {
+            done.cut(job.prompt.len(), last + 1);
+        }
+        Ok(done)
+    }
 
     /// The trace of an answered job, again.
     ///
@@ -92,6 +131,16 @@ pub trait Conduct: Send + Sync + 'static {
     /// The bytes of an answer.
     fn answer(&self, _job: &Job, _target: &Target, computed: Vec<u8>) -> Vec<u8> {
         computed
+    }
+
+    /// The receipt that is signed for an answer.
+    fn receipt(&self, honest: Receipt) -> Receipt {
+        honest
+    }
+
+    /// Whether a receipt that was asked for is published.
+    fn publishes(&self, _receipt: &Receipt) -> bool {
+        true
     }
 
     /// The served trace; none: it is withheld.
@@ -193,11 +242,24 @@ impl Prover for EngineProver {
         self.models.get(&model).map(|served| served.backend.model().layers())
     }
 
+    fn manifest(&self, model: B256) -> Option<Manifest> {
+        self.models.get(&model).map(|served| served.backend.model().manifest().clone())
+    }
+
     fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> Result<Execution> {
+        self.stream(job, cancel, &mut |_| ControlFlow::Continue(()))
+    }
+
+    fn stream(
+        &self,
+        job: &Job,
+        cancel: &Arc<AtomicBool>,
+        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+    ) -> Result<Execution> {
         let served = self.of(job)?;
         let stop = &served.backend.model().manifest().stop_tokens;
         let request = Request { prompt: &job.prompt, max_new: job.max_new, stop, run: job.run, cancel: None };
-        let done = self.scheduler(served)?.generate(&request, cancel.clone(), &mut |_| {})?;
+        let done = self.scheduler(served)?.generate_until(&request, cancel.clone(), on_token)?;
         Ok(Execution { tokens: done.tokens, trace: done.trace.tree })
     }
 

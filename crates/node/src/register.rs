@@ -1,11 +1,16 @@
 //! Makes true on chain what the operator wants to be true.
 
-use alloy::primitives::{Address, U256, keccak256};
+use alloy::primitives::{Address, U256, Uint, keccak256};
 use sworn_bindings::{IERC20, INodes};
 use sworn_chain::{Intent, Receipt, Sender};
 
 use crate::journal::Journal;
 use crate::{Error, EventSink, NodeEvent, Registration, Result};
+
+/// How long a session key is authorised for, in seconds.
+const SESSION_LIFE: u64 = 90 * 86_400;
+/// A key with less than this left is authorised anew when the node starts.
+const SESSION_REST: u64 = 30 * 86_400;
 
 /// Compares with the chain and posts what differs; a repetition posts nothing.
 pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
@@ -58,6 +63,23 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
             );
         }
     }
+    Ok(())
+}
+
+/// Authorises the key that signs receipts, if it is not the account's own: anew when its time is almost over.
+pub(crate) async fn session_key(key: Address, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
+    let (chain, me) = (sender.chain(), sender.account());
+    if key == me {
+        return Ok(());
+    }
+    let until = chain.nodes().sessionKey(me, key).call().await.map_err(sworn_chain::Error::from)?;
+    let now = chain.now().await?;
+    if until.to::<u64>() >= now.saturating_add(SESSION_REST) {
+        return Ok(());
+    }
+    let call = INodes::setSessionKeyCall { key, validUntil: Uint::from(now.saturating_add(SESSION_LIFE)) };
+    let receipt = send(sender, journal, "session", |k| Intent::call(k, chain.deployment().nodes, &call)).await?;
+    sink.emit(NodeEvent::Registered { what: format!("session key {key}"), receipt });
     Ok(())
 }
 

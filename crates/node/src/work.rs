@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use alloy::primitives::{B256, U256};
-use sworn_bindings::{IChallenges, IMarket, Target, order_hash};
+use sworn_bindings::{IChallenges, IMarket, ITrials, Target, order_hash};
 use sworn_chain::{Intent, Sender};
 use sworn_commit::{TraceDims, TraceTree, sequence};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::answer::{self, Opened};
+use crate::channel::Channels;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
 use crate::plan::Action;
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
@@ -27,11 +28,17 @@ pub(crate) struct Shared {
     pub(crate) conduct: Arc<dyn Conduct>,
     pub(crate) journal: Journal,
     pub(crate) sink: EventSink,
+    pub(crate) channels: Option<Channels>,
     executions: Semaphore,
     answers: Arc<Semaphore>,
     visits: Arc<Semaphore>,
     cancels: std::sync::Mutex<HashMap<U256, Arc<AtomicBool>>>,
     rows: std::sync::Mutex<Rows>,
+}
+
+/// Whether an id is of a receipt on trial; the market's are far below.
+pub(crate) fn is_receipt(id: U256) -> bool {
+    id >= U256::ONE << 63
 }
 
 /// For whom something is recomputed.
@@ -85,7 +92,7 @@ fn unpoisoned<T>(m: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(f: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
     tokio::task::spawn_blocking(f).await?
 }
 
@@ -96,12 +103,13 @@ impl Shared {
         prover: Arc<dyn Prover>,
         conduct: Arc<dyn Conduct>,
         journal: Journal,
+        channels: Option<Channels>,
         sink: EventSink,
     ) -> Self {
         let executions = Semaphore::new(config.workers.max(1));
         let (answers, visits) = (Arc::new(Semaphore::new(ANSWERS)), Arc::new(Semaphore::new(1)));
         let (cancels, rows) = Default::default();
-        Shared { config, sender, prover, conduct, journal, sink, executions, answers, visits, cancels, rows }
+        Shared { config, sender, prover, conduct, journal, sink, channels, executions, answers, visits, cancels, rows }
     }
 
     /// Stops the execution of a job, or of all.
@@ -160,8 +168,12 @@ impl Shared {
                 }
             }
             Action::Finalize(id) => {
-                let call = IMarket::finalizeCall { jobId: id };
-                self.sender.send(&Intent::call(format!("finalize/{id}"), market, &call)).await?;
+                let intent = if is_receipt(id) {
+                    Intent::call(format!("acquit/{id}"), d.trials, &ITrials::acquitCall { jobId: id })
+                } else {
+                    Intent::call(format!("finalize/{id}"), market, &IMarket::finalizeCall { jobId: id })
+                };
+                self.sender.send(&intent).await?;
                 Ok(())
             }
             Action::Expire(id) => {
@@ -181,6 +193,7 @@ impl Shared {
                 self.sink.emit(NodeEvent::Withdrawn { amount, receipt });
                 Ok(())
             }
+            Action::Channel(step) => self.perform_channel(step).await,
             // Done by the agent itself: it owns the list of jobs.
             Action::Close(_) => Ok(()),
         }
@@ -253,6 +266,11 @@ impl Shared {
                 let ops = self.ops(job, answer, target.layer, target.row, Purpose::Demand).await?;
                 answer::from_ops(target, &ops)
             }
+            Some(Opened::Tokens) => match target.layer {
+                0 => Some(sequence::encode(&job.prompt)),
+                1 => Some(sequence::encode(&answer.tokens)),
+                _ => None,
+            },
             None => None,
         };
         data.ok_or_else(|| Error::NoTarget { job: job.id, target: target.to_string() })

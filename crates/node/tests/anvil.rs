@@ -15,7 +15,7 @@ use alloy::signers::local::PrivateKeySigner;
 use devnet::{Devnet, Params, UNIT, approve};
 use sworn_bindings::{IChallenges, IMarket, IModels, JobState, ModelShape, Target, TargetKind, opening_id};
 use sworn_chain::{Error as ChainError, Intent, Sender, Store};
-use sworn_commit::{RunParams, TraceDims, TraceTree, descriptor_leaf, section_tree, sequence, tensor, trace};
+use sworn_commit::{Manifest, RunParams, TraceDims, TraceTree, descriptor_leaf, section_tree, sequence, tensor, trace};
 use sworn_engine::Cpu;
 use sworn_isa::SectionKind;
 use sworn_model::{Model, synthetic};
@@ -745,6 +745,10 @@ impl Prover for Slow {
 
     fn layers(&self, model: B256) -> Option<u16> {
         self.0.layers(model)
+    }
+
+    fn manifest(&self, model: B256) -> Option<Manifest> {
+        self.0.manifest(model)
     }
 
     fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> sworn_node::Result<Execution> {

@@ -12,7 +12,7 @@ use alloy::rpc::types::TransactionRequest;
 use alloy::signers::k256::elliptic_curve::rand_core::OsRng;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolValue};
-use sworn_bindings::{Deployment, IChallenges, IDevToken, IMarket, IModels, sampling_word};
+use sworn_bindings::{Deployment, IChallenges, IChannels, IDevToken, IMarket, IModels, sampling_word};
 use sworn_chain::{Chain, Intent, Receipt, Sender, SenderOptions, Store};
 use sworn_isa::Sampling;
 use sworn_model::Model;
@@ -52,6 +52,8 @@ type Result<T, E = DevnetError> = std::result::Result<T, E>;
 pub struct Terms {
     /// of the market
     pub market: IMarket::Params,
+    /// of the channels
+    pub channels: IChannels::Params,
     /// of the challenges
     pub challenges: IChallenges::Params,
     /// of the stake, in seconds
@@ -70,6 +72,17 @@ impl Default for Terms {
                 minBond: 10_000_000_000_000_000_000,
                 bondFactorBps: 20_000,
                 latePenaltyBps: 500,
+                userShareBps: 3_000,
+                challengerShareBps: 4_000,
+            },
+            channels: IChannels::Params {
+                window: t(90),
+                closeDelay: t(180),
+                receiptTurn: t(60),
+                lodgeTurn: t(60),
+                receiptFee: 10_000_000_000_000_000,
+                minBond: 1_000_000_000_000_000_000,
+                bondFactorBps: 20_000,
                 userShareBps: 3_000,
                 challengerShareBps: 4_000,
             },
@@ -223,14 +236,17 @@ impl Devnet {
         fund(&provider, me).await?;
         let wallet = EthereumWallet::from(deployer);
         let block = provider.get_block_number().await.map_err(DevnetError::other)?;
-        let [token, verifier, models, nodes, market, challenges] = [0, 1, 2, 3, 4, 5].map(|n| me.create(n));
-        let creations: [(&str, Vec<u8>); 6] = [
+        let [token, verifier, models, nodes, market, channels, trials, challenges] =
+            [0, 1, 2, 3, 4, 5, 6, 7].map(|n| me.create(n));
+        let creations: [(&str, Vec<u8>); 8] = [
             ("DevToken", Vec::new()),
             ("StepVerifier", Vec::new()),
             ("Models", Vec::new()),
-            ("Nodes", (token, models, market, terms.unstake_delay).abi_encode_params()),
+            ("Nodes", (token, models, market, channels, terms.unstake_delay).abi_encode_params()),
             ("Market", (token, models, nodes, challenges, terms.market.clone()).abi_encode_params()),
-            ("Challenges", (market, models, verifier, terms.challenges.clone()).abi_encode_params()),
+            ("Channels", (token, nodes, trials, Address::ZERO, terms.channels.clone()).abi_encode_params()),
+            ("Trials", (channels, models, challenges).abi_encode_params()),
+            ("Challenges", (market, trials, models, verifier, terms.challenges.clone()).abi_encode_params()),
         ];
         let mut pending = Vec::new();
         for (nonce, (name, arguments)) in creations.into_iter().enumerate() {
@@ -255,8 +271,18 @@ impl Devnet {
                 return Err(DevnetError::Other(format!("the creation of {name} reverted")));
             }
         }
-        let deployment =
-            Deployment { chain_id: 31337, token, models, nodes, market, challenges, step_verifier: verifier, block };
+        let deployment = Deployment {
+            chain_id: 31337,
+            token,
+            models,
+            nodes,
+            market,
+            channels,
+            trials,
+            challenges,
+            step_verifier: verifier,
+            block,
+        };
         deployment.save(dir.path().join("deployment.json")).map_err(DevnetError::other)?;
         let chain = Chain::connect(&rpc, deployment.clone()).await.map_err(DevnetError::other)?;
         Ok(Devnet { rpc, deployment, chain, dir, minted: U256::ZERO, _anvil: anvil })
@@ -314,7 +340,7 @@ impl Devnet {
     pub async fn all_tokens(&self, actors: &[&Actor]) -> Result<U256> {
         let d = &self.deployment;
         let mut sum = U256::ZERO;
-        for who in actors.iter().map(|a| a.address()).chain([d.market, d.nodes, BURN]) {
+        for who in actors.iter().map(|a| a.address()).chain([d.market, d.nodes, d.channels, BURN]) {
             sum += self.tokens_of(who).await?;
         }
         Ok(sum)

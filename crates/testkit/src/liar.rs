@@ -12,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use sworn_bindings::{Target, TargetKind};
-use sworn_commit::{Hash, TraceTree, tensor, trace};
+use sworn_commit::{Hash, Manifest, TraceTree, tensor, trace};
 use sworn_engine::{Backend, Cpu, EngineError, Request, TraceRecorder, audit, generate, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, directory};
@@ -418,6 +418,10 @@ impl Prover for Liar {
 
     fn layers(&self, model: B256) -> Option<u16> {
         self.0.honest.get(&model).map(|cpu| cpu.model().layers())
+    }
+
+    fn manifest(&self, model: B256) -> Option<Manifest> {
+        self.0.honest.get(&model).map(|cpu| cpu.model().manifest().clone())
     }
 
     fn execute(&self, job: &Job, _cancel: &Arc<AtomicBool>) -> Result<Execution, Error> {

@@ -334,7 +334,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 let time = self.time_of(seen.block).await?;
                 self.apply_challenges(e, seen, time).await?;
             }
-            Event::Models(_) | Event::Nodes(_) => {}
+            Event::Models(_) | Event::Nodes(_) | Event::Channels(_) | Event::Trials(_) => {}
         }
         Ok(())
     }

@@ -109,22 +109,44 @@ impl Devnet {
         let step_verifier = deploy("StepVerifier", vec![]).await;
         let models = deploy("Models", vec![]).await;
         let nonce = provider.get_transaction_count(from).await.unwrap();
-        let (market, challenges) = (from.create(nonce + 1), from.create(nonce + 2));
+        let [market, channels, trials, challenges] = [1, 2, 3, 4].map(|n| from.create(nonce + n));
         let a = DynSolValue::Address;
-        let unstake = p.submit + p.window + 16 * p.turn + 1;
-        let nodes = deploy("Nodes", vec![a(token), a(models), a(market), uint(unstake.into())]).await;
+        let unstake = (p.submit + p.window + 16 * p.turn).max(4 * p.window + 3 * p.turn + 18 * p.turn) + 1;
+        let nodes = deploy("Nodes", vec![a(token), a(models), a(market), a(channels), uint(unstake.into())]).await;
         let params = [60, p.submit.into(), p.window.into(), 10 * UNIT, 20_000, 500, 3_000, 4_000].map(uint);
         let made =
             deploy("Market", vec![a(token), a(models), a(nodes), a(challenges), DynSolValue::Tuple(params.to_vec())])
                 .await;
         assert_eq!(made, market);
+        let (window, turn) = (p.window.into(), p.turn.into());
+        let params = [window, 2 * window, turn, turn, UNIT / 100, UNIT / 10, 20_000, 3_000, 4_000].map(uint);
+        let made = deploy(
+            "Channels",
+            vec![a(token), a(nodes), a(trials), a(Address::ZERO), DynSolValue::Tuple(params.to_vec())],
+        )
+        .await;
+        assert_eq!(made, channels);
+        assert_eq!(deploy("Trials", vec![a(channels), a(models), a(challenges)]).await, trials);
         let params = [p.turn.into(), p.turn.into(), UNIT / 100].map(uint);
-        let made =
-            deploy("Challenges", vec![a(market), a(models), a(step_verifier), DynSolValue::Tuple(params.to_vec())])
-                .await;
+        let made = deploy(
+            "Challenges",
+            vec![a(market), a(trials), a(models), a(step_verifier), DynSolValue::Tuple(params.to_vec())],
+        )
+        .await;
         assert_eq!(made, challenges);
         let chain_id = anvil.chain_id();
-        let deployment = Deployment { chain_id, token, models, nodes, market, challenges, step_verifier, block: 0 };
+        let deployment = Deployment {
+            chain_id,
+            token,
+            models,
+            nodes,
+            market,
+            channels,
+            trials,
+            challenges,
+            step_verifier,
+            block: 0,
+        };
         Devnet { anvil, deployment, rich }
     }
 

@@ -4,10 +4,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use alloy::primitives::{Address, B256, U256};
+use alloy::signers::local::PrivateKeySigner;
 use serde::Serialize;
 use sworn_bindings::INodes;
 use sworn_chain::{Receipt, Sender, SenderOptions, Store};
-use sworn_node::{EngineProver, EventSink, Honest, NodeConfig};
+use sworn_node::{ChannelTerms, EngineProver, EventSink, Honest, NodeConfig};
 
 use crate::args;
 use crate::backend;
@@ -194,12 +195,34 @@ async fn status(settings: &Settings, address: Option<Address>) -> Result<()> {
     })
 }
 
+/// How the node is paid by receipts, and with which key.
+fn channel_terms(
+    settings: &Settings,
+    receipts: &args::Receipts,
+    link: &Link,
+    account: &PrivateKeySigner,
+) -> Result<Option<ChannelTerms>> {
+    if receipts.no_channels {
+        return Ok(None);
+    }
+    let signer = match &receipts.session_key {
+        Some(path) => settings.session_signer(path, receipts.session_key_password_file.as_deref())?,
+        None => account.clone(),
+    };
+    let mut terms = ChannelTerms::new(signer);
+    terms.redeem_at = link.currency.parse(&receipts.redeem_at)?;
+    terms.surge_max_bps = receipts.surge_max.saturating_mul(100);
+    terms.streams = receipts.streams.into();
+    Ok(Some(terms))
+}
+
 async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> {
     // Cheap checks first; the model takes a while to load, the password a person.
     let deployment = settings.deployment()?;
     settings.key_file()?;
     let link = Link::to(&settings.rpc, deployment).await?;
     let signer = settings.signer()?;
+    let terms = channel_terms(settings, &command.receipts, &link, &signer)?;
     let data = command.state.unwrap_or_else(|| settings.home.join("node").join(signer.address().to_string()));
     let store = Store::open(data.join("node.redb"), &link.chain)?;
     let model = models::load(settings, &command.engine.model)?;
@@ -216,6 +239,7 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     config.listen = Some(command.listen);
     config.accept_open = command.open_jobs;
     config.workers = together;
+    config.channels = terms;
     let (log, mut finished) = EventLog::new(settings.out);
     let sink = EventSink::new(move |event| log.tell(event));
     let node = sworn_node::Node::start(config, sender, store, Arc::new(prover), Arc::new(Honest), sink).await?;
