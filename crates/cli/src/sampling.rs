@@ -6,8 +6,8 @@ use rand::{TryRngCore, rngs::OsRng};
 use serde::{Deserialize, Serialize};
 use sworn_commit::RunParams;
 use sworn_gateway::selection::{Selection, samples};
-use sworn_isa::sampling::Q12_ONE;
 use sworn_isa::Sampling;
+use sworn_isa::sampling::Q12_ONE;
 use sworn_model::Model;
 
 use crate::fault::{Fault, Result};

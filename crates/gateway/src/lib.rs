@@ -12,7 +12,7 @@ mod cors;
 mod error;
 mod fields;
 mod file;
-
+mod follow;
 mod ledger;
 mod listener;
 mod measure;
@@ -33,7 +33,7 @@ mod upstream;
 pub use config::{Config, Limits, Offered};
 pub use error::{ApiError, PaymentOption};
 pub use file::{FORMAT, ReceiptFile};
-
+pub use follow::Follower;
 pub use peer::ChannelInfo;
 pub use router::{Router, RouterConfig};
 pub use score::Record;

@@ -234,3 +234,52 @@ async fn many_at_once_add_up() {
     let measured = g.http.get(format!("{}/metrics", g.url)).send().await.unwrap().text().await.unwrap();
     assert!(measured.contains("sworn_gateway_requests_total"), "{measured}");
 }
+
+/// What the gateway adds to the time until the first token: `cargo nextest run -p sworn-gateway --run-ignored only --no-capture latency`.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement; it wants a quiet machine"]
+async fn latency_added_before_the_first_token() {
+    use sworn_receipts::{Ask, Client, ClientOptions, sign_sync};
+    let w = World::new();
+    let (direct, behind) = (w.cheap().await, w.cheap().await);
+    let g = w.gateway(&[&behind], "state").await;
+    let client = Client::new(&direct.url, ClientOptions::default()).unwrap();
+    let offer = client.offers().await.unwrap().remove(0);
+    let prompt = w.model.encode_text(PROMPT).unwrap();
+    let (mut alone, mut through) = (Vec::new(), Vec::new());
+    for request in 0..100u64 {
+        let began = std::time::Instant::now();
+        let mut ask = Ask {
+            request,
+            model: w.model.id().into(),
+            prompt: prompt.clone(),
+            max_new: 2,
+            sampling: Default::default(),
+            seed: Default::default(),
+            cumulative: PLENTY,
+            voucher: Default::default(),
+            offer: offer.clone(),
+            logprobs: None,
+        };
+        let voucher = ask.voucher(direct.channel).unwrap();
+        ask.voucher = sign_sync(&w.key, &support::DOMAIN, &voucher).unwrap().into();
+        let mut answer = client.ask(direct.channel, &ask).await.unwrap();
+        answer.next().await.unwrap();
+        alone.push(began.elapsed());
+        while answer.next().await.unwrap().is_some() {}
+
+        let body = json!({ "model": "small", "prompt": PROMPT, "max_tokens": 2, "stream": true });
+        let began = std::time::Instant::now();
+        let mut sent = g.http.post(format!("{}/v1/completions", g.url)).json(&body).send().await.unwrap();
+        sent.chunk().await.unwrap();
+        through.push(began.elapsed());
+        while sent.chunk().await.unwrap().is_some() {}
+    }
+    alone.sort_unstable();
+    through.sort_unstable();
+    let at = |times: &[Duration], part: usize| times[times.len() * part / 100].as_secs_f64() * 1e3;
+    for part in [50, 95] {
+        let (a, t) = (at(&alone, part), at(&through, part));
+        eprintln!("p{part}: {a:.2} ms alone, {t:.2} ms through the gateway, {:.2} ms added", t - a);
+    }
+}

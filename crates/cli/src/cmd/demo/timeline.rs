@@ -361,6 +361,7 @@ impl Timeline {
         let name = |address: &Address| play.names.get(address).map_or_else(|| short(*address), |n| format!("the {n}"));
         let number = |id: &U256| u64::try_from(*id).unwrap_or_default();
         Some(match event {
+            Event::Channels(_) | Event::Trials(_) => return None,
             Event::Models(_) => (by, "registers the model: from now on its id names every weight".to_owned()),
             Event::Nodes(event) => match event {
                 INodesEvents::StakeDeposited(e) => (by, format!("stakes {}", money(U256::from(e.amount)))),
@@ -514,7 +515,7 @@ fn job_of(event: &Event) -> Option<u64> {
     let id = match event {
         Event::Market(event) => event.job()?,
         Event::Challenges(event) => event.job(),
-        Event::Models(_) | Event::Nodes(_) => return None,
+        Event::Models(_) | Event::Nodes(_) | Event::Channels(_) | Event::Trials(_) => return None,
     };
     u64::try_from(id).ok()
 }
