@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use alloy::primitives::B256;
 use serde::{Deserialize, Serialize};
-use sworn_chain::{Store, Table};
+use sworn_chain::{Changes, Store, Table};
 use sworn_receipts::{Ask, Receipt, SignedReceipt};
 use thiserror::Error;
 
@@ -181,20 +181,17 @@ impl Ledger {
         self.accounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes an account, on disk first.
+    /// Changes an account, on disk first; what `change` adds to the changes is written with it, or neither is.
     fn change<T>(
         &self,
         channel: B256,
-        change: impl FnOnce(&mut Account) -> Result<T, LedgerError>,
+        change: impl FnOnce(&mut Account, Changes) -> Result<(T, Changes), LedgerError>,
     ) -> Result<T, LedgerError> {
         let mut accounts = self.accounts();
-        let old = accounts.get(&channel);
-        let mut new = old.cloned().unwrap_or_else(Account::new);
-        let value = change(&mut new)?;
-        if old != Some(&new) {
-            self.store.put(ACCOUNTS, &key(channel), &new)?;
-            accounts.insert(channel, new);
-        }
+        let mut account = accounts.get(&channel).cloned().unwrap_or_else(Account::new);
+        let (value, changes) = change(&mut account, Changes::default())?;
+        self.store.apply(&changes.put(ACCOUNTS, key(channel), &account)?)?;
+        accounts.insert(channel, account);
         Ok(value)
     }
 
@@ -216,29 +213,37 @@ impl Ledger {
         maximum: u128,
         ask: impl FnOnce(Begun) -> Ask,
     ) -> Result<Ask, LedgerError> {
-        self.change(channel, |account| {
+        self.change(channel, |account, changes| {
             let cumulative = account.promised().saturating_add(maximum);
             if cumulative > deposit {
                 return Err(LedgerError::Short { needed: cumulative, deposit });
             }
             let request = account.next_request;
             let ask = ask(Begun { request, cumulative });
-            // Before the account names it: a request without its record could not be checked after a crash.
+            // With the account: a request without its record could not be checked after a crash.
             let open = OpenRequest { channel, ask };
-            self.store.put(OPEN, &request_key(channel, request), &open)?;
+            let changes = changes.put(OPEN, request_key(channel, request), &open)?;
             account.next_request += 1;
             account.open.insert(request, Amount(maximum));
-            Ok(open.ask)
+            Ok((open.ask, changes))
         })
     }
 
-    /// Enters a receipt that was checked against its request.
+    /// Enters a receipt that was checked against its request, and keeps `file` of it under `name`.
     ///
     /// # Errors
     /// It contradicts the account, which stays as it was; or the disk fails.
-    pub(crate) fn settle(&self, channel: B256, signed: &SignedReceipt) -> Result<(), LedgerError> {
-        self.change(channel, |account| account.settle(&signed.receipt))?;
-        Ok(self.store.remove(OPEN, &request_key(channel, signed.receipt.request))?)
+    pub(crate) fn settle(
+        &self,
+        channel: B256,
+        signed: &SignedReceipt,
+        (table, name, file): (Table, &str, &impl Serialize),
+    ) -> Result<(), LedgerError> {
+        self.change(channel, |account, changes| {
+            account.settle(&signed.receipt)?;
+            let changes = changes.put(table, name, file)?;
+            Ok(((), changes.remove(OPEN, request_key(channel, signed.receipt.request))))
+        })
     }
 
     /// The node says that it has not taken the request, so that it costs nothing.
@@ -246,11 +251,10 @@ impl Ledger {
     /// # Errors
     /// The disk fails.
     pub(crate) fn forget(&self, channel: B256, request: u64) -> Result<(), LedgerError> {
-        self.change(channel, |account| {
+        self.change(channel, |account, changes| {
             account.open.remove(&request);
-            Ok(())
-        })?;
-        Ok(self.store.remove(OPEN, &request_key(channel, request))?)
+            Ok(((), changes.remove(OPEN, request_key(channel, request))))
+        })
     }
 
     /// Takes the node's word for what the channel owes, where this gateway knows less: its file was lost, or receipts never arrived. The
@@ -259,10 +263,10 @@ impl Ledger {
     /// # Errors
     /// The receipt says less than is known, or more than the channel holds; or the disk fails.
     pub(crate) fn adopt(&self, channel: B256, last: &Receipt, deposit: u128) -> Result<(), LedgerError> {
-        self.change(channel, |account| {
+        self.change(channel, |account, changes| {
             let wrong = |actual, expected| Err(LedgerError::Contradiction { what: "total", actual, expected });
             if last.sequence <= account.sequence {
-                return Ok(());
+                return Ok(((), changes));
             }
             // With a history of its own, the account knows what could have been added at most.
             let fresh = account.sequence == 0 && account.ahead.is_empty();
@@ -275,7 +279,7 @@ impl Ledger {
             account.ahead = account.ahead.split_off(&(last.sequence + 1));
             account.open.remove(&last.request);
             account.adopted = true;
-            Ok(())
+            Ok(((), changes.remove(OPEN, request_key(channel, last.request))))
         })
     }
 

@@ -420,8 +420,7 @@ impl Router {
         let file = ReceiptFile::new(domain, peer.node, signed, &ask.prompt, output);
         let (router, channel, kept) = (self.clone(), peer.id, file.clone());
         let entered = tokio::task::spawn_blocking(move || {
-            router.store.put(RECEIPTS, &kept.digest.to_string(), &kept)?;
-            router.ledger.settle(channel, &kept.signed)
+            router.ledger.settle(channel, &kept.signed, (RECEIPTS, &kept.digest.to_string(), &kept))
         });
         match entered.await.map_err(|e| Refused::Failed(ApiError::internal(&e)))? {
             Ok(()) => {}
