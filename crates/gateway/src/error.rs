@@ -21,7 +21,7 @@ pub struct ApiError {
     /// The parameter at fault.
     pub param: Option<String>,
     /// Seconds until trying again makes sense.
-    pub retry_after: Option<u64>,
+    pub retry_after: Option<u32>,
     /// How to pay, in the manner of x402.
     pub accepts: Vec<PaymentOption>,
 }
@@ -104,13 +104,13 @@ impl ApiError {
     /// Too much at a time.
     pub fn busy(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         let e = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message);
-        ApiError { retry_after: Some(retry_after), ..e }
+        ApiError { retry_after: Some(seconds(retry_after)), ..e }
     }
 
     /// Nobody can answer now.
     pub fn unavailable(code: &'static str, message: impl Into<String>, retry_after: u64) -> Self {
         let e = Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message);
-        ApiError { retry_after: Some(retry_after), ..e }
+        ApiError { retry_after: Some(seconds(retry_after)), ..e }
     }
 
     /// The nodes failed.
@@ -168,6 +168,10 @@ impl IntoResponse for ApiError {
 /// The reason code of a refusal, for logs and metrics.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Reason(pub(crate) &'static str);
+
+fn seconds(seconds: u64) -> u32 {
+    u32::try_from(seconds).unwrap_or(u32::MAX)
+}
 
 /// Amounts on the wire: digits, since JSON's numbers are floats.
 pub(crate) fn digits(amount: u128) -> String {
