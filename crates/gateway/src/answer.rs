@@ -18,6 +18,7 @@ use tokio::time::{Instant as Deadline, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::error::ApiError;
+use crate::fields::unsupported;
 use crate::measure;
 use crate::reply::{Delta, Head, Kind};
 use crate::request::Ask;
@@ -111,6 +112,13 @@ pub(crate) async fn answer(
     let (answer, first) = timeout_at(deadline, begin).await.map_err(|_| late())??;
     if let Event::Failed(e) = first {
         return Err(e);
+    }
+    if let Event::Token(token) = &first
+        && ask.logprobs.is_some()
+        && token.logprobs.is_none()
+    {
+        // Only the node knows; the answer ends here, with its first token.
+        return Err(unsupported("logprobs", "this model or its node tells no probabilities"));
     }
     histogram!(measure::FIRST_TOKEN).record(start.elapsed().as_secs_f64());
     let stream = ask.stream;

@@ -89,7 +89,10 @@ impl<'a> Reading<'a> {
             && !self.stop_tokens.contains(&token.token)
         {
             let told = self.told(token.token, logprobs, offset);
-            self.waiting.push_back(Waiting { told, start, end: self.decoded });
+            // The beginning of a character is shown with its end.
+            let begins = text.is_empty() && !told.bytes.is_empty();
+            let end = self.decoded + usize::from(begins);
+            self.waiting.push_back(Waiting { told, start, end });
         }
         let text = self.stop.push(&text);
         self.release(text)

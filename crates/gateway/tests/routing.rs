@@ -186,13 +186,18 @@ async fn money_and_limits() {
     assert!(paid <= 100 && paid + price > 100);
     assert_eq!(poor.total().1, paid);
 
+    // Probabilities that nobody tells are refused rather than left out.
+    let body = json!({ "model": "small", "prompt": PROMPT, "max_tokens": 2, "logprobs": 1 });
+    let cheap = w.cheap().await;
+    let (status, told) = w.gateway(&[&cheap], "told").await.post("/v1/completions", &body).await;
+    assert_eq!((status, &told["error"]["param"]), (400, &json!("logprobs")), "{told}");
+
     let none = w.gateway(&[], "none").await;
     let (status, body) = none.complete(PROMPT, 4).await;
     assert_eq!((status, &body["error"]["code"]), (402, &json!("no_channel")), "{body}");
     assert_eq!(none.get("/ready").await.0, 503);
 
     let strict = RouterConfig { max_price: Some(20), ..RouterConfig::default() };
-    let cheap = w.cheap().await;
     let limits = Limits { body: 2000, ..Limits::default() };
     let config = Config { api_keys: vec!["secret".into()], limits, ..Config::default() };
     let g = w.gateway_with(&[&cheap], "strict", strict, config).await;
