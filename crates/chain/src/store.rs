@@ -65,10 +65,15 @@ impl Store {
     pub fn open(path: impl AsRef<Path>, chain: &Chain) -> Result<Self> {
         let d = chain.deployment();
         let identity = format!("{}/{}/{}", d.chain_id, chain.genesis(), d.market);
-        Self::open_as(path.as_ref(), &identity)
+        Self::open_as(path, &identity)
     }
 
-    fn open_as(path: &Path, identity: &str) -> Result<Self> {
+    /// Opens or creates a file that belongs to whatever `identity` names.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(path: impl AsRef<Path>, identity: &str) -> Result<Self> {
+        let path = path.as_ref();
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| Error::Store { path: parent.to_owned(), reason: e.to_string() })?;
         }
@@ -78,7 +83,7 @@ impl Store {
         })?;
         let store = Store { db: Arc::new(db), path: Arc::new(path.to_owned()) };
         match store.get::<String>(IDENTITY, "chain")? {
-            None => store.put(IDENTITY, "chain", &identity)?,
+            None => store.put(IDENTITY, "chain", identity)?,
             Some(known) if known == identity => {}
             Some(_) => return Err(Error::OtherChain { path: path.to_owned() }),
         }

@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use alloy::primitives::{Address, B256};
 use serde::{Deserialize, Serialize};
 use sworn_commit::{TraceDims, TraceTree};
 use sworn_engine::Generation;
+use sworn_gateway::ReceiptFile;
 
 use crate::fault::{Doing, Fault, Result};
 use crate::sampling::ShownRun;
@@ -46,6 +48,17 @@ pub(crate) struct SavedAnswer {
     /// Every leaf, so that an audit can say where the first difference is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     leaves: Option<String>,
+}
+
+/// Whose oath a receipt is.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub(crate) struct Signed {
+    /// Its digest.
+    pub(crate) receipt: B256,
+    /// The node that it is of.
+    pub(crate) node: Address,
+    /// Who signed it: the node's account, or a key that it has authorised.
+    pub(crate) signed_by: Address,
 }
 
 impl SavedAnswer {
@@ -99,6 +112,38 @@ impl SavedAnswer {
             ))),
             _ => Ok(answer),
         }
+    }
+
+    /// The file of an answer that was bought with a receipt, and who signed that; `None` if it is another kind of file.
+    pub(crate) fn of_receipt(path: &Path) -> Result<Option<(Self, Signed)>> {
+        let unread = || format!("cannot read {}", path.display());
+        let value: serde_json::Value = match serde_json::from_slice(&fs::read(path).doing(unread)?) {
+            Ok(value) => value,
+            Err(_) => return Ok(None),
+        };
+        if value["format"].as_str().is_none_or(|f| !f.starts_with("sworn-receipt/")) {
+            return Ok(None);
+        }
+        let doing = || format!("{} is no receipt that this build reads", path.display());
+        let file: ReceiptFile = serde_json::from_value(value).doing(doing)?;
+        let by = file.check().map_err(Fault::failed).doing(|| format!("{} contradicts itself", path.display()))?;
+        let r = &file.signed.receipt;
+        let run = r.run().ok_or_else(|| Fault::failed("the receipt's sampling parameters are none")).doing(doing)?;
+        let root = r.trace_root().ok_or_else(|| Fault::failed("the receipt is for no token")).doing(doing)?;
+        let answer = Self {
+            format: None,
+            model: String::new(),
+            model_id: r.modelId.to_string(),
+            prompt: String::new(),
+            text: String::new(),
+            run: ShownRun::new(&run),
+            input_tokens: file.input_tokens.clone(),
+            tokens: file.tokens.clone(),
+            layers_root: r.layersRoot.to_string(),
+            trace_root: crate::models::id_text(&root),
+            leaves: None,
+        };
+        Ok(Some((answer, Signed { receipt: file.digest, node: file.node, signed_by: by })))
     }
 
     /// The saved leaves; `None` if they are missing or not those of the saved root.

@@ -73,6 +73,11 @@ pub(crate) enum Noun {
     /// Serve models for pay: stake, prices, the serving process
     #[command(subcommand)]
     Node(Node),
+    /// OpenAI's API on this machine, answered by nodes under oath and paid from channels
+    Gateway(Gateway),
+    /// Channels to nodes: deposit, open, top up, close, withdraw, show, list
+    #[command(subcommand)]
+    Channel(Channel),
     /// Buy an answer on chain and print it
     Ask(Ask),
     /// Jobs: create, list, show, cancel, settle
@@ -344,6 +349,106 @@ pub(crate) struct Receipts {
     pub(crate) streams: u16,
 }
 
+/// OpenAI's API on this machine, answered by nodes under oath and paid from channels.
+///
+/// Any client of OpenAI's API works with --listen's address and /v1 as its base URL. The key signs vouchers for the channels that name it
+/// as their signer; it holds no money and needs none. Every answer carries its node's signed receipt, which `sworn audit` checks. What was
+/// promised and paid is kept in --state: a gateway that is killed loses nothing.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Gateway {
+    /// Where to listen for clients
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8080")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Models to serve, by name or id; may be given several times
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: Vec<String>,
+    /// Accounts and receipts [default: gateway/ADDRESS in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
+    /// The most that one request may cost, in payment tokens [default: what nodes ask]
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) max_price: Option<String>,
+    /// Ask only this node; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) allow: Vec<Address>,
+    /// Never ask this node; may be given several times
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) deny: Vec<Address>,
+    /// File with API keys, one a line, of which clients must send one [default: everybody may ask]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+    /// Web pages of this origin may ask; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    pub(crate) allow_origin: Vec<String>,
+    /// Tokens of an answer whose length the client leaves open
+    #[arg(long, value_name = "N", default_value_t = 1024)]
+    pub(crate) default_max_tokens: u32,
+    /// Answers under way at a time; more are refused
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub(crate) concurrency: u16,
+    /// Bytes of the longest request
+    #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
+    pub(crate) body_limit: usize,
+    /// Seconds that an answer may take
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) answer_time: u64,
+}
+
+/// Channels to nodes: deposit, open, top up, close, withdraw, show, list.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Channel {
+    /// Deposit payment tokens, to open channels with
+    Deposit {
+        /// Payment tokens
+        #[arg(value_name = "AMOUNT")]
+        amount: String,
+    },
+    /// Open a channel to a node; deposits what is missing
+    Open {
+        /// The node
+        #[arg(value_name = "NODE")]
+        node: Address,
+        /// Payment tokens that the channel can pay at most
+        #[arg(value_name = "AMOUNT")]
+        amount: String,
+        /// Key that signs vouchers, a gateway's for instance [default: the account itself]
+        #[arg(long, value_name = "ADDRESS")]
+        signer: Option<Address>,
+    },
+    /// Add to a channel; deposits what is missing
+    Topup {
+        /// The channel
+        #[arg(value_name = "CHANNEL")]
+        channel: B256,
+        /// Payment tokens
+        #[arg(value_name = "AMOUNT")]
+        amount: String,
+    },
+    /// Begin to close a channel; called again after the delay, get back what the node has not claimed
+    Close {
+        /// The channel
+        #[arg(value_name = "CHANNEL")]
+        channel: B256,
+    },
+    /// Pay out what is in no channel
+    Withdraw,
+    /// A channel
+    Show {
+        /// The channel
+        #[arg(value_name = "CHANNEL")]
+        channel: B256,
+    },
+    /// The channels of a user or to a node
+    List {
+        /// The account [default: the key's]
+        #[arg(long, value_name = "ADDRESS")]
+        of: Option<Address>,
+        /// Closed ones too
+        #[arg(long)]
+        all: bool,
+    },
+}
+
 /// Buy an answer on chain and print it.
 ///
 /// The prompt and the answer are public: they are posted in calldata, so that anybody can check them. The node's bond stands
@@ -531,7 +636,7 @@ pub(crate) struct Run {
 /// One pass over the known tokens, on whichever backend; exit code 1 and the first difference if it is not what was saved.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct Audit {
-    /// What `sworn run --save` wrote, or what `sworn run --json` or `sworn job show --json` printed
+    /// What `sworn run --save` wrote, what `sworn run --json` or `sworn job show --json` printed, or a receipt from a gateway
     #[arg(value_name = "FILE")]
     pub(crate) file: PathBuf,
     /// Where to execute; every backend gives the same bits

@@ -3,11 +3,13 @@
 mod ask;
 mod audit;
 mod bench;
+mod channel;
 mod demo;
 mod devnet;
 mod dispute;
 mod doctor;
 mod eval;
+mod gateway;
 mod job;
 mod key;
 mod model;
@@ -26,6 +28,8 @@ pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
     match noun {
         Noun::Model(verb) => model::run(&settings, verb).await,
         Noun::Node(verb) => node::run(&settings, verb).await,
+        Noun::Gateway(command) => gateway::run(&settings, command).await,
+        Noun::Channel(verb) => channel::run(&settings, verb).await,
         Noun::Ask(command) => ask::run(&settings, command).await,
         Noun::Job(verb) => job::run(&settings, verb).await,
         Noun::Watch(command) => watch::run(&settings, command).await,

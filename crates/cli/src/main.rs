@@ -25,7 +25,6 @@ mod progress;
 mod prompt;
 mod sampling;
 mod settings;
-mod stop;
 mod times;
 mod tools;
 

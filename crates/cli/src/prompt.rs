@@ -27,3 +27,11 @@ pub(crate) fn encode(model: &Model, prompt: &str, raw: bool) -> Result<Vec<u32>>
     };
     if tokens.is_empty() { Err(Fault::usage("the prompt has no tokens")) } else { Ok(tokens) }
 }
+
+/// That strings which end an answer are strings.
+pub(crate) fn check_stops(stops: &[String]) -> Result<()> {
+    if stops.iter().any(String::is_empty) {
+        return Err(Fault::usage("--stop is empty: give the text that ends an answer, or leave the flag out"));
+    }
+    Ok(())
+}

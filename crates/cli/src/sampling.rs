@@ -1,12 +1,13 @@
-//! From the numbers that people give to the parameters of a run, and back. The one place where a temperature is a fraction.
+//! From the flags that people give to the parameters of a run, and back.
 
 use alloy::primitives::{B256, U256};
 use clap::Args;
 use rand::{TryRngCore, rngs::OsRng};
 use serde::{Deserialize, Serialize};
 use sworn_commit::RunParams;
+use sworn_gateway::selection::{Selection, samples};
+use sworn_isa::Sampling;
 use sworn_isa::sampling::Q12_ONE;
-use sworn_isa::{Opcode, Sampling, SectionKind};
 use sworn_model::Model;
 
 use crate::fault::{Fault, Result};
@@ -15,10 +16,6 @@ use crate::fault::{Fault, Result};
 const Q12: f64 = Q12_ONE as f64;
 const Q14: f64 = (1u32 << 14) as f64;
 const Q16: f64 = (1u32 << 16) as f64;
-/// 1/temperature is at least a half of a Q12 unit and at most 2^20 of them.
-const TEMPERATURES: std::ops::RangeInclusive<f64> = 1.0 / 256.0..=4096.0;
-/// The factor fits its field.
-const PENALTIES: std::ops::RangeInclusive<f64> = 1.0 / 16.0..=15.999;
 
 /// How to select tokens; without these flags the most likely one.
 #[derive(Clone, Debug, Default, Args)]
@@ -44,48 +41,23 @@ pub(crate) struct SamplingFlags {
 impl SamplingFlags {
     /// What the flags mean. Cuts without a temperature would change nothing: they are refused where none is given and dropped where it is 0.
     pub(crate) fn parameters(&self) -> Result<Sampling> {
-        let mut s = Sampling::GREEDY;
-        let penalty = self.repeat_penalty.unwrap_or(1.0);
-        if !PENALTIES.contains(&penalty) {
-            return Err(range("--repeat-penalty", penalty, "from 0.0625 to 15.999; 1 for none, 1.1 for a little"));
+        let Self { temperature, top_k, top_p, min_p, repeat_penalty: penalty } = *self;
+        let selection = Selection { temperature, top_k, top_p, min_p, penalty };
+        let s = selection.parameters().map_err(|e| {
+            let flag = if e.field == "penalty" { "repeat-penalty".to_owned() } else { e.field.replace('_', "-") };
+            Fault::usage(format!("--{flag} {} is out of range: give a number {}", e.value, e.range))
+        })?;
+        let cuts = [
+            ("--top-k", top_k.is_some_and(|k| k != 0)),
+            ("--top-p", top_p.is_some_and(|p| p != 1.0)),
+            ("--min-p", min_p.is_some_and(|p| p != 0.0)),
+        ];
+        match cuts.into_iter().find(|(_, given)| *given && temperature.is_none()) {
+            Some((flag, _)) => Err(Fault::usage(format!(
+                "{flag} changes nothing while the most likely token is taken: give a temperature as well, for instance --temperature 0.8"
+            ))),
+            None => Ok(s),
         }
-        if penalty != 1.0 {
-            s.penalty = fixed(penalty, Q12);
-        }
-        let temperature = self.temperature.unwrap_or(0.0);
-        if temperature != 0.0 && !TEMPERATURES.contains(&temperature) {
-            return Err(range("--temperature", temperature, "0 for the most likely token, or from 0.00390625 to 4096"));
-        }
-        let top_k = self.top_k.unwrap_or(0);
-        if top_k >= 1 << 20 {
-            return Err(range("--top-k", f64::from(top_k), "below 1048576; 0 for all tokens"));
-        }
-        let top_p = self.top_p.unwrap_or(1.0);
-        if !(1.0 / Q16..=1.0).contains(&top_p) {
-            return Err(range("--top-p", top_p, "from 0.00002 to 1; 1 for all tokens"));
-        }
-        let min_p = self.min_p.unwrap_or(0.0);
-        if !(0.0..=1.0).contains(&min_p) {
-            return Err(range("--min-p", min_p, "from 0 to 1; 0 for all tokens"));
-        }
-        if temperature == 0.0 {
-            let cuts = [("--top-k", top_k != 0), ("--top-p", top_p != 1.0), ("--min-p", min_p != 0.0)];
-            return match cuts.into_iter().find(|(_, given)| *given) {
-                Some((flag, _)) if self.temperature.is_none() => Err(Fault::usage(format!(
-                    "{flag} changes nothing while the most likely token is taken: give a temperature as well, for instance --temperature 0.8"
-                ))),
-                _ => Ok(s),
-            };
-        }
-        s.inverse_temperature = fixed(1.0 / temperature, Q12);
-        s.top_k = top_k;
-        if top_p < 1.0 {
-            s.top_p = fixed(top_p, Q16);
-        }
-        if min_p > 0.0 {
-            s.min_distance = fixed(-min_p.ln(), Q14);
-        }
-        Ok(s)
     }
 
     /// The parameters, if `model` can select tokens so.
@@ -99,20 +71,6 @@ impl SamplingFlags {
             model.description().name
         )))
     }
-}
-
-/// Whether a model's head samples if a run asks for it.
-pub(crate) fn samples(model: &Model) -> bool {
-    model.program().section(SectionKind::Head).ops.iter().any(|d| d.opcode == Opcode::Sample)
-}
-
-/// The nearest positive number of units, of which there are `one` in 1. Callers have checked that it fits.
-fn fixed(value: f64, one: f64) -> u32 {
-    ((value * one).round() as u32).max(1)
-}
-
-fn range(flag: &str, value: f64, range: &str) -> Fault {
-    Fault::usage(format!("{flag} {value} is out of range: give a number {range}"))
 }
 
 /// A seed as a flag: 32 bytes in hex after 0x, or a number.
@@ -228,6 +186,7 @@ fn short(value: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sworn_gateway::selection::TEMPERATURES;
 
     fn flags(f: impl FnOnce(&mut SamplingFlags)) -> Result<Sampling> {
         let mut flags = SamplingFlags::default();

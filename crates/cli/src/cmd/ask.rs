@@ -28,7 +28,6 @@ use crate::progress;
 use crate::prompt;
 use crate::sampling;
 use crate::settings::Settings;
-use crate::stop;
 use crate::times;
 
 /// What to buy.
@@ -80,7 +79,7 @@ struct Report {
 
 pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     // Slips are found before money is spent.
-    stop::cut("", &command.stop)?;
+    prompt::check_stops(&command.stop)?;
     let model = models::load(settings, &command.order.model)?;
     command.logprobs.of_model(&model)?;
     let (account, order, bought) = purchase(settings, &command.order).await?;
@@ -88,7 +87,7 @@ pub(super) async fn run(settings: &Settings, command: Ask) -> Result<ExitCode> {
     let patience = Duration::from_secs(command.patience);
     wait(link, bought.job, command.wait_final, patience).await?;
     let mut shown = job::show(settings, link, bought.job, Some(&command.order.model)).await?;
-    shown.text = shown.text.map(|text| stop::cut(&text, &command.stop)).transpose()?;
+    shown.text = shown.text.map(|text| sworn_gateway::stop::cut(&text, &command.stop));
     let status = shown.status;
     // An answer that is there is shown, whatever becomes of its log-probabilities.
     let (logprobs, missing) = match opened(settings, link, &shown, &command).await {

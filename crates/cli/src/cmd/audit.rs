@@ -5,12 +5,11 @@ use std::process::ExitCode;
 use serde::Serialize;
 use sworn_isa::Sampling;
 
-use crate::answer::SavedAnswer;
+use crate::answer::{SavedAnswer, Signed};
 use crate::args::Audit;
 use crate::backend::{self, About};
 use crate::fault::{Doing, Fault, Result};
 use crate::models::{self, id_text};
-use crate::sampling;
 use crate::settings::Settings;
 
 #[derive(Serialize)]
@@ -25,6 +24,9 @@ struct Report {
     #[serde(flatten)]
     about: About,
     model_id: String,
+    /// Of a receipt: whose oath it is.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    signed: Option<Signed>,
 }
 
 /// The first place where the saved answer is not what the model gives.
@@ -40,7 +42,10 @@ enum Difference {
 }
 
 pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode> {
-    let answer = SavedAnswer::load(&command.file)?;
+    let (answer, signed) = match SavedAnswer::of_receipt(&command.file)? {
+        Some((answer, signed)) => (answer, Some(signed)),
+        None => (SavedAnswer::load(&command.file)?, None),
+    };
     let model = match &command.model {
         Some(name) => models::load(settings, name)?,
         None => models::load(settings, &answer.model_id)?,
@@ -54,7 +59,7 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
         )));
     }
     let run = answer.run.params().doing(|| format!("cannot audit {}", command.file.display()))?;
-    if run.sampling != Sampling::GREEDY && !sampling::samples(&model) {
+    if run.sampling != Sampling::GREEDY && !sworn_gateway::selection::samples(&model) {
         return Err(Fault::failed(format!(
             "the answer was sampled, but model {id} takes the most likely token always: the file was changed, or the model's node answered greedily"
         )));
@@ -86,6 +91,7 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
             tok_s: super::run::round(audit.tok_s),
             about: chosen.about,
             model_id: id,
+            signed,
         })
     })
     .await?;
@@ -102,8 +108,12 @@ pub(super) async fn run(settings: &Settings, command: Audit) -> Result<ExitCode>
                 "WRONG: the trace roots differ; the file does not carry the leaves that would tell where".to_owned()
             }
         };
+        let oath = r.signed.map_or_else(String::new, |s| {
+            let by = if s.signed_by == s.node { String::new() } else { format!(" with the key {}", s.signed_by) };
+            format!("\n  receipt      {}\n  signed by    {}{by}", s.receipt, s.node)
+        });
         format!(
-            "{verdict}\n  re-executed  {}\n  claimed      {}\n  {} positions at {:.0} tok/s",
+            "{verdict}{oath}\n  re-executed  {}\n  claimed      {}\n  {} positions at {:.0} tok/s",
             r.trace_root, r.claimed_trace_root, r.positions, r.tok_s
         )
     })?;

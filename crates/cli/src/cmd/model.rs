@@ -21,8 +21,8 @@ use crate::logprobs::log_probs;
 use crate::models::{self, id_text};
 use crate::output::note;
 use crate::progress::ModelProgress;
-use crate::sampling::samples;
 use crate::settings::Settings;
+use sworn_gateway::selection::samples;
 
 #[derive(Serialize)]
 struct Row {

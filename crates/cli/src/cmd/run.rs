@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 use sworn_commit::RunParams;
 use sworn_engine::{Request, generate_until};
+use sworn_gateway::stop::StopText;
 
 use crate::answer::SavedAnswer;
 use crate::args::Run;
@@ -17,7 +18,6 @@ use crate::output::note;
 use crate::prompt;
 use crate::sampling::{self, ShownRun};
 use crate::settings::Settings;
-use crate::stop::StopText;
 
 #[derive(Serialize)]
 struct Report {
@@ -50,7 +50,8 @@ pub(super) async fn run(settings: &Settings, command: Run) -> Result<ExitCode> {
     let sampling = command.sampling.for_model(&model)?;
     let run = RunParams { sampling, seed: sampling::seed(command.seed, &sampling)?.0 };
     let log_probs = command.logprobs.of_model(&model)?;
-    let mut ending = StopText::new(&command.stop)?;
+    prompt::check_stops(&command.stop)?;
+    let mut ending = StopText::new(&command.stop);
     let name = command.engine.model.clone();
     let out = settings.out;
     let (answer, report) = backend::cancellable(move |cancel| {

@@ -1,0 +1,42 @@
+//! The gateway: OpenAI's HTTP API in front of nodes that answer under oath.
+//!
+//! **Owns** OpenAI's request and response shapes, text from tokens as it comes with stop strings, the choice of a node, failover, and
+//! the payment from channels with everything that it must remember. **May depend on** `receipts`, `model`, `chain`, `bindings`. **Must
+//! never** execute a model, hold a wallet's key longer than a deposit needs, pay for an answer whose receipt it has not checked, or
+//! give out text that a stop string may still take back.
+#![forbid(unsafe_code)]
+
+mod answer;
+mod config;
+mod cors;
+mod error;
+mod fields;
+mod file;
+mod follow;
+mod ledger;
+mod listener;
+mod measure;
+mod part;
+mod peer;
+mod reconcile;
+mod reply;
+mod request;
+mod router;
+mod score;
+pub mod selection;
+mod served;
+mod server;
+pub mod stop;
+mod text;
+mod upstream;
+
+pub use config::{Config, Limits, Offered};
+pub use error::{ApiError, PaymentOption};
+pub use file::{FORMAT, ReceiptFile};
+pub use follow::Follower;
+pub use peer::ChannelInfo;
+pub use router::{Router, RouterConfig};
+pub use score::Record;
+pub use served::Served;
+pub use server::Gateway;
+pub use upstream::{Answer, Asked, Event, Finish, Later, Logprobs, Question, Token, Upstream};
