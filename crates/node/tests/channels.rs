@@ -16,7 +16,7 @@ use devnet::{Devnet, Params, UNIT, approve};
 use sworn_bindings::IChannels::BatchState;
 use sworn_bindings::{IChallenges, IChannels, IModels, ITrials, Part, Place, Target};
 use sworn_chain::{Error as ChainError, Intent, Sender, Store};
-use sworn_commit::{Manifest, TraceTree};
+use sworn_commit::{HeadRow, Manifest, TraceTree};
 use sworn_engine::{Cpu, audit};
 use sworn_model::{Model, synthetic};
 use sworn_node::{
@@ -266,6 +266,10 @@ impl Prover for Paced {
 
     fn leaves(&self, job: &Job, tokens: &[u32]) -> sworn_node::Result<TraceTree> {
         self.0.leaves(job, tokens)
+    }
+
+    fn log_probs(&self, job: &Job, tokens: &[u32]) -> sworn_node::Result<Vec<HeadRow>> {
+        self.0.log_probs(job, tokens)
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> sworn_node::Result<Vec<Vec<u8>>> {

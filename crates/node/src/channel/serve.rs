@@ -232,7 +232,9 @@ impl Shared {
                 flow
             })?
         } else {
-            Execution { trace: self.prover.leaves(&job, &open.tokens)?, tokens: open.tokens.clone() }
+            let trace = self.prover.leaves(&job, &open.tokens)?;
+            // A receipt says nothing of log-probabilities.
+            Execution { tokens: open.tokens.clone(), trace, log_probs: Vec::new() }
         };
         done.cut(open.prompt.len(), live.wanted() as usize);
         let receipt = self.sign(channels, &open, &done)?;
