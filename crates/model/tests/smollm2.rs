@@ -13,7 +13,7 @@ use sworn_model::{
 
 /// The id of SmolLM2-135M-Instruct, Q4_1, as imported by default. Another value means that a node which imported the same
 /// file can no longer serve those who did so before: change it only on purpose.
-const MODEL_ID: &str = "553ac439a08458070fda9a88a19e8b0f12c6f25b1cfdabf92376a8eb7604b331";
+const MODEL_ID: &str = "f3997f2abded064b8011592f8c39932d0b0a7e5069209d66b1f398bf10b5b7fa";
 
 /// The same with `weights: int8` and without sampling, as the executable simulation of the arithmetic has it.
 const INT8_ID: &str = "6fc7ed7197cb07cd11ed7c1fe7d710a82ecd87f73cc43e5cda0057eb7d4a4be9";

@@ -82,7 +82,7 @@ fn rows_scales_and_trees() {
     let dir = tempfile::tempdir().unwrap();
     let model = synthetic(&SyntheticSpec::default(), dir.path().join("m")).unwrap();
     assert_eq!(model.index().weights.len(), 1 + 7 * 3);
-    assert_eq!(model.index().tables.len(), 3 + 2 * 3 + 1);
+    assert_eq!(model.index().tables.len(), 3 + 2 * 3 + 2);
     let e = model.weight(0);
     assert_eq!((e.rows, e.cols, e.scales), (331, 48, 2));
     assert_eq!(e.row(5).len(), 2 * 4 + 48);
