@@ -189,7 +189,7 @@ mod tests {
         assert_eq!((store.get::<u32>("u", "c").unwrap(), store.get::<u32>("t", "b").unwrap()), (Some(3), None));
         store.remove("t", "a").unwrap();
         assert_eq!(store.get::<u32>("t", "a").unwrap(), None);
-        assert!(store.get::<String>("t", "b").is_err());
+        assert!(store.get::<String>("u", "c").is_err());
         drop(store);
         assert!(matches!(Store::open_as(&path, "two"), Err(Error::OtherChain { .. })));
         fs::write(&path, "garbage").unwrap();

@@ -100,9 +100,7 @@ impl SavedAnswer {
 
     /// Reads a file.
     pub(crate) fn load(path: &Path) -> Result<Self> {
-        let text = fs::read_to_string(path).doing(|| {
-            format!("cannot read the answer {}: give the file that `sworn run --save` wrote", path.display())
-        })?;
+        let text = read(path)?;
         let answer: Self = serde_json::from_str(&text)
             .doing(|| format!("{} is no saved answer: give the file that `sworn run --save` wrote", path.display()))?;
         match &answer.format {
@@ -116,11 +114,7 @@ impl SavedAnswer {
 
     /// The file of an answer that was bought with a receipt, and who signed that; `None` if it is another kind of file.
     pub(crate) fn of_receipt(path: &Path) -> Result<Option<(Self, Signed)>> {
-        let unread = || format!("cannot read {}", path.display());
-        let value: serde_json::Value = match serde_json::from_slice(&fs::read(path).doing(unread)?) {
-            Ok(value) => value,
-            Err(_) => return Ok(None),
-        };
+        let Ok(value) = serde_json::from_str::<serde_json::Value>(&read(path)?) else { return Ok(None) };
         if value["format"].as_str().is_none_or(|f| !f.starts_with("sworn-receipt/")) {
             return Ok(None);
         }
@@ -151,4 +145,13 @@ impl SavedAnswer {
         let tree = TraceTree::decode(&hex::decode(self.leaves.as_ref()?).ok()?, dims)?;
         (crate::models::id_text(&tree.layers_root()) == self.layers_root.to_ascii_lowercase()).then_some(tree)
     }
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).doing(|| {
+        format!(
+            "cannot read the answer {}: give the file that `sworn run --save` wrote, or a receipt's of `sworn gateway`",
+            path.display()
+        )
+    })
 }

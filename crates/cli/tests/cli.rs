@@ -61,7 +61,7 @@ impl Sworn {
         let address = |n: u8| format!("0x{}{n:02x}", "00".repeat(19));
         let file = serde_json::json!({
             "chainId": 31337, "token": address(1), "models": address(2), "nodes": address(3), "market": address(4),
-            "challenges": address(5), "stepVerifier": address(6), "block": 0
+            "challenges": address(5), "stepVerifier": address(6), "channels": address(7), "trials": address(8), "block": 0
         });
         std::fs::write(self.path("deployment.json"), file.to_string()).unwrap();
         text(&self.path("deployment.json"))

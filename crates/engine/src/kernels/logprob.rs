@@ -10,6 +10,7 @@ use crate::simd::Simd;
 /// Logits that are compared at once with the last of the likeliest so far.
 const BLOCK: usize = 64;
 
+#[inline(always)]
 pub(super) fn apply(x: &Inputs<'_, '_>, simd: Simd, out: &mut [i32]) -> Result<(), Mismatch> {
     match x.d.opcode {
         Opcode::Top => top(x.i32s(0)?, out),
