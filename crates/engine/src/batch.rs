@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use sworn_commit::{RunParams, TraceTree};
+use sworn_commit::{HeadRow, RunParams, TraceTree};
 
 use crate::generate::{Generation, Request, capacity, rate};
 use crate::trace::TraceRecorder;
@@ -73,7 +73,8 @@ struct Ticket {
 }
 
 enum Event {
-    Token(u32),
+    /// With its log-probabilities, if the model commits to them.
+    Token(u32, Option<HeadRow>),
     Done(Box<Result<Generation>>),
 }
 
@@ -149,14 +150,14 @@ impl Scheduler {
         cancel: Arc<AtomicBool>,
         on_token: &mut dyn FnMut(u32),
     ) -> Result<Generation> {
-        self.generate_until(request, cancel, &mut |token| {
+        self.generate_until(request, cancel, &mut |token, _| {
             on_token(token);
             ControlFlow::Continue(())
         })
     }
 
-    /// As [`Self::generate`]; the answer also ends with the token at which `on_token` breaks. The same as
-    /// [`crate::generate_until`].
+    /// As [`Self::generate`]; the answer also ends with the token at which `on_token` breaks, as in [`crate::generate_until`].
+    /// `on_token` also sees the log-probabilities at the token's place, if the model commits to them.
     ///
     /// # Errors
     /// As [`Self::generate`].
@@ -164,7 +165,7 @@ impl Scheduler {
         &self,
         request: &Request<'_>,
         cancel: Arc<AtomicBool>,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(u32, Option<&HeadRow>) -> ControlFlow<()>,
     ) -> Result<Generation> {
         request.check(&*self.shared.backend)?;
         let (to, answers) = channel();
@@ -191,9 +192,9 @@ impl Scheduler {
         }
         self.shared.wake.notify_all();
         let (mut seen, mut wanted) = (0, None);
-        let mut done = receive(&answers, &mut |token| {
+        let mut done = receive(&answers, &mut |token, row| {
             seen += 1;
-            if wanted.is_none() && on_token(token).is_break() {
+            if wanted.is_none() && on_token(token, row).is_break() {
                 wanted = Some(seen);
                 enough.store(true, Ordering::Relaxed);
             }
@@ -206,10 +207,10 @@ impl Scheduler {
     }
 }
 
-fn receive(answers: &Receiver<Event>, on_token: &mut dyn FnMut(u32)) -> Result<Generation> {
+fn receive(answers: &Receiver<Event>, on_token: &mut dyn FnMut(u32, Option<&HeadRow>)) -> Result<Generation> {
     loop {
         match answers.recv() {
-            Ok(Event::Token(token)) => on_token(token),
+            Ok(Event::Token(token, row)) => on_token(token, row.as_ref()),
             Ok(Event::Done(result)) => return *result,
             Err(_) => return Err(ended()),
         }
@@ -412,9 +413,10 @@ impl Active {
             [] if self.read < n_in => Ok(()),
             [token] if self.read == n_in => {
                 self.first.get_or_insert_with(Instant::now);
+                let row = self.recorder.log_probs().get(self.tokens.len()).cloned();
                 self.tokens.push(*token);
                 // Whoever asked may have gone; the answer is finished all the same.
-                let _ = self.ticket.to.send(Event::Token(*token));
+                let _ = self.ticket.to.send(Event::Token(*token, row));
                 Ok(())
             }
             _ => Err(EngineError::Device { backend, message: "it did not select exactly one token".into() }),

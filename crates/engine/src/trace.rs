@@ -194,6 +194,11 @@ impl<'a> TraceRecorder<'a> {
         Ok(self.builder.layers_root())
     }
 
+    /// The log-probabilities of the rows so far; none if the model has none.
+    pub fn log_probs(&self) -> &[HeadRow] {
+        &self.log_probs
+    }
+
     /// The commitment to a whole run.
     ///
     /// # Errors

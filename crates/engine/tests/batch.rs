@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use sworn_commit::RunParams;
+use sworn_commit::{HeadRow, RunParams};
 use sworn_engine::{Backend, Cpu, EngineError, Limits, Request, Scheduler, audit, generate, generate_until};
 use sworn_isa::{Opcode, Sampling, SectionKind};
 use sworn_model::{Model, SyntheticSpec, synthetic};
@@ -124,16 +124,18 @@ fn an_answer_ends_where_it_is_enough() {
     let request = |max_new| Request { prompt: &prompt, max_new, stop: &[], run: RunParams::default(), cancel: None };
     let whole = generate(&cpu, &request(12), &mut |_| {}).unwrap();
     for wanted in 1..=12 {
-        let mut seen = Vec::new();
-        let mut on_token = |token| {
+        let (mut seen, mut rows) = (Vec::new(), Vec::new());
+        let mut on_token = |token, row: Option<&HeadRow>| {
             seen.push(token);
+            rows.extend(row.cloned());
             // Lets the thread run ahead.
             std::thread::sleep(Duration::from_millis(2));
             if seen.len() == wanted { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         let g = scheduler.generate_until(&request(12), never(), &mut on_token).unwrap();
         let alone = generate_until(&cpu, &request(wanted as u32), &mut |_| ControlFlow::Continue(())).unwrap();
-        assert_eq!(seen, g.tokens);
+        assert_eq!((&seen, &rows), (&g.tokens, &g.trace.log_probs));
+        assert_eq!(rows.len(), wanted, "the model commits to them");
         assert_eq!((&g.tokens, &g.trace), (&alone.tokens, &alone.trace), "{wanted}");
         assert_eq!(audit(&cpu, &prompt, &g.tokens, &RunParams::default(), None).unwrap().trace, g.trace);
         let mut cut = whole.clone();

@@ -107,7 +107,8 @@ async fn e2e_channels_pay_for_chat_and_nodes_redeem() {
     let http = reqwest::Client::new();
     let ask = async |max: u32, stop: Option<&str>| -> (u16, Value) {
         let messages = json!([{ "role": "user", "content": "hello" }]);
-        let body = json!({ "model": "small", "messages": messages, "max_tokens": max, "stop": stop });
+        let body = json!({ "model": "small", "messages": messages, "max_tokens": max, "stop": stop,
+            "logprobs": true, "top_logprobs": 2 });
         let sent = http.post(format!("{url}/v1/chat/completions")).json(&body).send().await.unwrap();
         (sent.status().as_u16(), sent.json().await.unwrap())
     };
@@ -115,6 +116,16 @@ async fn e2e_channels_pay_for_chat_and_nodes_redeem() {
     assert_eq!(status, 200, "{first}");
     let text = first["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
     assert_eq!(first["sworn"]["node"], json!(one.address()));
+
+    // Log-probabilities are the node's, of what it commits to.
+    let told = first["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert!(!told.is_empty());
+    for token in told {
+        let (own, top) = (token["logprob"].as_f64().unwrap(), token["top_logprobs"].as_array().unwrap());
+        let [likeliest, second] = &top[..] else { panic!("{token}") };
+        assert!(likeliest["logprob"].as_f64() >= second["logprob"].as_f64() && own <= 0.0, "{token}");
+        assert!(own <= likeliest["logprob"].as_f64().unwrap(), "{token}");
+    }
 
     // A stop string ends the answer at the node, which is paid for less.
     let characters: Vec<char> = text.chars().collect();

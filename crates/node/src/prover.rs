@@ -95,8 +95,8 @@ pub trait Prover: Send + Sync + 'static {
     /// It cannot, or `cancel` was set.
     fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> Result<Execution>;
 
-    /// As [`Self::execute`], token by token: the answer also ends with the token at which `on_token` breaks. A prover that cannot
-    /// do this answers in full first.
+    /// As [`Self::execute`], token by token, each with the log-probabilities at its place if the model has them. The answer also
+    /// ends with the token at which `on_token` breaks. A prover that cannot do this answers in full first.
     ///
     /// # Errors
     /// As [`Self::execute`].
@@ -104,10 +104,11 @@ pub trait Prover: Send + Sync + 'static {
         &self,
         job: &Job,
         cancel: &Arc<AtomicBool>,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(u32, Option<&HeadRow>) -> ControlFlow<()>,
     ) -> Result<Execution> {
         let mut done = self.execute(job, cancel)?;
-        if let Some(last) = done.tokens.iter().position(|t| on_token(*t).is_break()) {
+        let rows = done.log_probs.iter().map(Some).chain(std::iter::repeat(None));
+        if let Some(last) = done.tokens.iter().zip(rows).position(|(t, row)| on_token(*t, row).is_break()) {
             done.cut(job.prompt.len(), last + 1);
         }
         Ok(done)
@@ -124,6 +125,11 @@ pub trait Prover: Send + Sync + 'static {
     /// # Errors
     /// It cannot.
     fn log_probs(&self, job: &Job, tokens: &[u32]) -> Result<Vec<HeadRow>>;
+
+    /// Whether a model commits to log-probabilities.
+    fn tells_log_probs(&self, _model: B256) -> bool {
+        false
+    }
 
     /// The outputs of every operator of (layer, row), as committed.
     ///
@@ -263,14 +269,14 @@ impl Prover for EngineProver {
     }
 
     fn execute(&self, job: &Job, cancel: &Arc<AtomicBool>) -> Result<Execution> {
-        self.stream(job, cancel, &mut |_| ControlFlow::Continue(()))
+        self.stream(job, cancel, &mut |_, _| ControlFlow::Continue(()))
     }
 
     fn stream(
         &self,
         job: &Job,
         cancel: &Arc<AtomicBool>,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(u32, Option<&HeadRow>) -> ControlFlow<()>,
     ) -> Result<Execution> {
         let served = self.of(job)?;
         let stop = &served.backend.model().manifest().stop_tokens;
@@ -284,12 +290,15 @@ impl Prover for EngineProver {
     }
 
     fn log_probs(&self, job: &Job, tokens: &[u32]) -> Result<Vec<HeadRow>> {
-        let served = self.of(job)?;
-        let head = &served.backend.model().program().section(SectionKind::Head).ops;
-        match LogProbs::find(head) {
-            Some(_) => Ok(audit(&*served.backend, &job.prompt, tokens, &job.run, None)?.trace.log_probs),
-            None => Ok(Vec::new()),
+        match self.tells_log_probs(job.model) {
+            true => Ok(audit(&*self.of(job)?.backend, &job.prompt, tokens, &job.run, None)?.trace.log_probs),
+            false => Ok(Vec::new()),
         }
+    }
+
+    fn tells_log_probs(&self, model: B256) -> bool {
+        let head = |served: &Served| LogProbs::find(&served.backend.model().program().section(SectionKind::Head).ops);
+        self.models.get(&model).and_then(head).is_some()
     }
 
     fn ops(&self, job: &Job, tokens: &[u32], layer: u16, row: u32) -> Result<Vec<Vec<u8>>> {

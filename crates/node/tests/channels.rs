@@ -256,16 +256,20 @@ impl Prover for Paced {
         &self,
         job: &Job,
         cancel: &Arc<AtomicBool>,
-        on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
+        on_token: &mut dyn FnMut(u32, Option<&HeadRow>) -> ControlFlow<()>,
     ) -> sworn_node::Result<Execution> {
-        self.0.stream(job, cancel, &mut |token| {
+        self.0.stream(job, cancel, &mut |token, row| {
             std::thread::sleep(Duration::from_millis(15));
-            on_token(token)
+            on_token(token, row)
         })
     }
 
     fn leaves(&self, job: &Job, tokens: &[u32]) -> sworn_node::Result<TraceTree> {
         self.0.leaves(job, tokens)
+    }
+
+    fn tells_log_probs(&self, model: B256) -> bool {
+        self.0.tells_log_probs(model)
     }
 
     fn log_probs(&self, job: &Job, tokens: &[u32]) -> sworn_node::Result<Vec<HeadRow>> {
@@ -373,9 +377,51 @@ async fn e2e_answers_are_streamed_paid_redeemed_released_and_withdrawn() {
     let call = IChannels::requestCloseCall { channelId: channel };
     w.user.send(&Intent::call("close", w.net.deployment.channels, &call)).await.unwrap();
     eventually("redeemed before the end", async || (w.channel(channel).await.sequence == 5).then_some(())).await;
-    let closing = w.request(&node, channel, 5, 3, 3 * UNIT).await;
-    eventually("refused", async || (node.refused(channel, &closing).await.code == Code::ChannelClosed).then_some(()))
-        .await;
+    let mut number = 4;
+    eventually("refused", async || {
+        number += 1;
+        let closing = w.request(&node, channel, number, 3, 3 * UNIT).await;
+        match node.client.ask(channel, &closing).await {
+            // The node looks at the channel now and then: until then it answers.
+            Ok(_) => None,
+            Err(Error::Refused { refusal, .. }) => (refusal.code == Code::ChannelClosed).then_some(()),
+            Err(e) => panic!("{e}"),
+        }
+    })
+    .await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e2e_log_probabilities_are_those_of_the_trace() {
+    let w = World::new().await;
+    let node = w.node(u128::MAX).await;
+    let channel = w.open(1).await;
+    let ask = Ask { logprobs: Some(3), ..w.request(&node, channel, 1, 6, UNIT).await };
+    let mut answer = node.client.ask(channel, &ask).await.unwrap();
+    let (mut tokens, mut told) = (Vec::new(), Vec::new());
+    let receipt = loop {
+        match answer.next().await.unwrap().unwrap() {
+            Event::Token { token, logprobs, .. } => {
+                tokens.push(token);
+                told.push(logprobs.unwrap());
+            }
+            Event::Receipt { signed, .. } => break signed.receipt,
+            Event::Error(e) => panic!("{e}"),
+        }
+    };
+    let cpu = Cpu::new(w.model.clone()).unwrap();
+    let trace = audit(&cpu, &ask.prompt, &tokens, &ask.run().unwrap(), None).unwrap().trace;
+    assert_eq!(B256::from(trace.layers_root), receipt.layersRoot);
+    assert_eq!(told.len(), trace.log_probs.len());
+    for (told, row) in told.iter().zip(&trace.log_probs) {
+        let top: Vec<(u32, i32)> = told.top.iter().map(|t| (t.token, t.logprob)).collect();
+        assert_eq!((told.logprob, top), (row.chosen(), row.likeliest().take(3).collect()));
+    }
+
+    let many = Ask { logprobs: Some(21), ..w.request(&node, channel, 2, 6, 2 * UNIT).await };
+    let refused = node.client.ask(channel, &many).await.err().unwrap().to_string();
+    assert!(refused.contains("20 likeliest"), "{refused}");
     node.stop().await;
 }
 

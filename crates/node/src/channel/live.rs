@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use alloy::primitives::B256;
-use sworn_receipts::{Event, Refusal};
+use sworn_commit::HeadRow;
+use sworn_receipts::{Event, Logprobs, Refusal, TopToken};
 use tokio::sync::watch;
 
 /// A request under way.
@@ -22,6 +23,8 @@ pub(crate) struct Live {
 #[derive(Debug)]
 struct State {
     tokens: Vec<u32>,
+    /// Their log-probabilities, as far as this process computed them.
+    rows: Vec<Option<HeadRow>>,
     /// Output tokens that are wanted.
     wanted: u32,
     /// Tokens that some reader has taken.
@@ -39,7 +42,8 @@ impl Live {
     /// With the tokens that are there already.
     pub(crate) fn from(order: B256, tokens: Vec<u32>) -> Arc<Self> {
         let sent = tokens.len() as u32;
-        let state = State { tokens, wanted: u32::MAX, sent, readers: 0, last: None };
+        let rows = vec![None; tokens.len()];
+        let state = State { tokens, rows, wanted: u32::MAX, sent, readers: 0, last: None };
         let (cancel, news) = (Arc::default(), watch::Sender::new(0));
         Arc::new(Live { order, cancel, state: Mutex::new(state), news })
     }
@@ -53,10 +57,11 @@ impl Live {
     }
 
     /// The writer has a token; breaks when it is enough.
-    pub(crate) fn push(&self, token: u32) -> ControlFlow<()> {
+    pub(crate) fn push(&self, token: u32, row: Option<&HeadRow>) -> ControlFlow<()> {
         let enough = {
             let mut state = self.state();
             state.tokens.push(token);
+            state.rows.push(row.cloned());
             state.tokens.len() as u32 >= state.wanted
         };
         self.tell();
@@ -108,7 +113,7 @@ impl Live {
     /// Reads it from the beginning.
     pub(crate) fn read(self: &Arc<Self>) -> Reader {
         self.state().readers += 1;
-        Reader { live: self.clone(), news: self.news.subscribe(), next: 0, over: false }
+        Reader { live: self.clone(), news: self.news.subscribe(), next: 0, over: false, told: None }
     }
 }
 
@@ -119,9 +124,17 @@ pub(crate) struct Reader {
     news: watch::Receiver<u64>,
     next: usize,
     over: bool,
+    /// Likeliest tokens that are told beside each; none: no log-probabilities at all.
+    told: Option<u8>,
 }
 
 impl Reader {
+    /// Also tells log-probabilities, of so many likeliest tokens beside each.
+    pub(crate) fn telling(mut self, likeliest: Option<u8>) -> Self {
+        self.told = likeliest;
+        self
+    }
+
     /// The next event; `None` after the last.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
@@ -134,9 +147,11 @@ impl Reader {
                 if let Some(token) = state.tokens.get(self.next).copied().filter(|_| (self.next as u32) < state.wanted)
                 {
                     let index = self.next as u32;
+                    let row = state.rows.get(self.next).and_then(Option::as_ref);
+                    let logprobs = self.told.zip(row).map(|(n, row)| logprobs(row, n));
                     self.next += 1;
                     state.sent = state.sent.max(self.next as u32);
-                    return Some(Event::Token { index, token, logprobs: None });
+                    return Some(Event::Token { index, token, logprobs });
                 }
                 if let Some(last) = &state.last {
                     self.over = true;
@@ -149,6 +164,11 @@ impl Reader {
             }
         }
     }
+}
+
+fn logprobs(row: &HeadRow, likeliest: u8) -> Logprobs {
+    let top = row.likeliest().take(usize::from(likeliest));
+    Logprobs { logprob: row.chosen(), top: top.map(|(token, logprob)| TopToken { token, logprob }).collect() }
 }
 
 impl Drop for Reader {
@@ -182,7 +202,7 @@ mod tests {
             seen
         });
         for token in 0..5 {
-            assert!(live.push(token).is_continue());
+            assert!(live.push(token, None).is_continue());
             tokio::task::yield_now().await;
         }
         live.finish(error());
@@ -202,14 +222,14 @@ mod tests {
     async fn who_leaves_ends_it_where_they_were() {
         let live = Live::new(B256::ZERO);
         let (mut a, b) = (live.read(), live.read());
-        let _ = (live.push(1), live.push(2), live.push(3));
+        let _ = (live.push(1, None), live.push(2, None), live.push(3, None));
         a.next().await;
         a.next().await;
         drop(b);
         assert_eq!(live.wanted(), u32::MAX);
         drop(a);
         assert_eq!((live.wanted(), live.taken()), (2, vec![1, 2]));
-        assert!(live.push(4).is_break());
+        assert!(live.push(4, None).is_break());
         assert!(!live.cancel.load(Ordering::Relaxed));
 
         let unread = Live::new(B256::ZERO);
@@ -221,7 +241,7 @@ mod tests {
     async fn enough_is_enough() {
         let live = Live::new(B256::ZERO);
         let mut reader = live.read();
-        let _ = (live.push(1), live.push(2), live.push(3));
+        let _ = (live.push(1, None), live.push(2, None), live.push(3, None));
         live.end(2);
         live.end(5);
         assert_eq!(live.wanted(), 2, "it only falls");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{B256, Bytes};
 use sworn_bindings::{ChannelState as OnChain, IChannels};
 use sworn_commit::sequence;
+use sworn_isa::logprob::MOST;
 use sworn_receipts::wire::{self, ChannelState, InFlight, ReceiptPage};
 use sworn_receipts::{
     Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, Voucher, recover, sign_sync,
@@ -39,6 +40,11 @@ impl Shared {
 
     /// Begins an answer, joins one that is under way, or repeats one that is over.
     pub(super) async fn ask(self: &Arc<Self>, channel: B256, ask: Ask) -> Result<Reader, Refusal> {
+        let told = ask.logprobs;
+        Ok(self.answer_to(channel, ask).await?.telling(told))
+    }
+
+    async fn answer_to(self: &Arc<Self>, channel: B256, ask: Ask) -> Result<Reader, Refusal> {
         let channels = self.open_channels()?;
         let Some((voucher, order)) = ask.voucher(channel).map(|v| (v.clone(), v.requestHash)) else {
             return refuse(Code::BadRequest, "there are no such sampling parameters");
@@ -104,8 +110,11 @@ impl Shared {
         if let Some(token) = ask.prompt.iter().find(|t| **t >= manifest.vocab) {
             return refuse(Code::BadRequest, format!("the model has no token {token}"));
         }
-        if ask.logprobs.is_some() {
-            return refuse(Code::BadRequest, "this node gives no log-probabilities");
+        if ask.logprobs.is_some_and(|n| u32::from(n) > MOST) {
+            return refuse(Code::BadRequest, format!("log-probabilities are of the {MOST} likeliest tokens at most"));
+        }
+        if ask.logprobs.is_some() && !self.prover.tells_log_probs(ask.model) {
+            return refuse(Code::BadRequest, "the model does not commit to log-probabilities: ask without them");
         }
         let all = ask.prompt.len() as u64 + u64::from(ask.max_new);
         if all > u64::from(ask.offer.offer.maxTokens) || all - 1 > u64::from(manifest.max_positions) {
@@ -219,8 +228,8 @@ impl Shared {
         let mut done = if open.tokens.is_empty() {
             let mut written = Instant::now();
             let ledger = &channels.ledger;
-            self.prover.stream(&job, &live.cancel, &mut |token| {
-                let flow = live.push(token);
+            self.prover.stream(&job, &live.cancel, &mut |token, row| {
+                let flow = live.push(token, row);
                 if written.elapsed() >= PROGRESS {
                     open.tokens = live.taken();
                     // Not being able to write it down is no reason to stop; the receipt will be the test.
