@@ -5,7 +5,7 @@
 //! program declares, so nothing here depends on which operator wrote an operand. `ctx` holds the first position of the
 //! batch, then its tokens.
 
-// Kernels are written in a subset of Rust: `checked_div`, `clamp`, chained conditions and assignment by some operators are not in it, and
+// Kernels are written in a subset of Rust: `checked_div`, `clamp`, `div_ceil`, chained conditions and assignment by some operators are not in it, and
 // operands are separate arguments.
 #![allow(
     clippy::assign_op_pattern,
@@ -13,6 +13,7 @@
     clippy::int_plus_one,
     clippy::manual_checked_ops,
     clippy::manual_clamp,
+    clippy::manual_div_ceil,
     clippy::too_many_arguments
 )]
 

@@ -141,7 +141,7 @@ mod tests {
              uint32 nIn,uint32 nOut,uint32 maxNew,uint256 sampling,bytes32 seed,bytes32 layersRoot,uint128 price,\
              uint128 cumulative)",
         ];
-        assert_eq!(types, text.map(|t| alloy::primitives::keccak256(t)));
+        assert_eq!(types, text.map(alloy::primitives::keccak256));
         assert_ne!(DOMAIN.digest(&Offer::default()), DOMAIN.digest(&Voucher::default()));
     }
 }

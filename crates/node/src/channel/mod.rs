@@ -3,6 +3,10 @@
 //! [`book`] keeps what a channel owes, [`record`] what of it is on disk, [`live`] an answer under way, [`serve`] takes a request from
 //! its voucher to its receipt, [`offer`] says what it costs, [`http`] is all of it on the wire, and [`redeem`] brings receipts to the
 //! chain.
+#![allow(
+    clippy::result_large_err,
+    reason = "a refusal carries what mends it, is rare, and goes straight to the client"
+)]
 
 mod book;
 pub(crate) mod http;

@@ -153,13 +153,11 @@ impl Shared {
                 channels.ledger.put_batch(&BatchRecord::of(e))?;
                 e.parts.iter().for_each(|p| channels.forget_view(p.channelId));
             }
-            IChannelsEvents::ReceiptDemanded(e) => {
-                if channels.ledger.batch(e.batchId)?.is_some() {
-                    let (batch, channel, sequence, deadline) = (e.batchId, e.channelId, e.sequence, e.deadline.to());
-                    channels.ledger.put_wanted(&WantedRecord { batch, channel, sequence, deadline })?;
-                    let by = e.payer;
-                    self.sink.emit(NodeEvent::ReceiptDemanded { batch, channel, sequence, by, deadline });
-                }
+            IChannelsEvents::ReceiptDemanded(e) if channels.ledger.batch(e.batchId)?.is_some() => {
+                let (batch, channel, sequence, deadline) = (e.batchId, e.channelId, e.sequence, e.deadline.to());
+                channels.ledger.put_wanted(&WantedRecord { batch, channel, sequence, deadline })?;
+                let by = e.payer;
+                self.sink.emit(NodeEvent::ReceiptDemanded { batch, channel, sequence, by, deadline });
             }
             _ => {}
         }
