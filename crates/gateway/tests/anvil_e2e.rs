@@ -140,7 +140,7 @@ async fn e2e_channels_pay_for_chat_and_nodes_redeem() {
     let digest = first["sworn"]["receipts"][0]["receiptDigest"].as_str().unwrap();
     let file: ReceiptFile = http.get(format!("{url}/v1/receipts/{digest}")).send().await.unwrap().json().await.unwrap();
     assert_ne!(file.check().unwrap(), one.address());
-    let on_chain = net.chain.channels().receiptDigest(bound(&file)).call().await.unwrap();
+    let on_chain = net.chain.channels().receiptDigest((&file.signed.receipt).into()).call().await.unwrap();
     assert_eq!(on_chain, file.digest);
 
     // The node redeems what the gateway says it owes.
@@ -166,25 +166,4 @@ async fn e2e_channels_pay_for_chat_and_nodes_redeem() {
     assert_eq!(router.standing(dear_channel).1, price(&again));
     let _ = dear.stop.send(());
     let _ = dear.task.await;
-}
-
-/// The receipt as the contract's bindings have it.
-fn bound(file: &ReceiptFile) -> sworn_bindings::Receipt {
-    let r = file.signed.receipt.clone();
-    sworn_bindings::Receipt {
-        channelId: r.channelId,
-        sequence: r.sequence,
-        request: r.request,
-        modelId: r.modelId,
-        inputHash: r.inputHash,
-        outputHash: r.outputHash,
-        nIn: r.nIn,
-        nOut: r.nOut,
-        maxNew: r.maxNew,
-        sampling: r.sampling,
-        seed: r.seed,
-        layersRoot: r.layersRoot,
-        price: r.price,
-        cumulative: r.cumulative,
-    }
 }

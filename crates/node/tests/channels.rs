@@ -556,22 +556,7 @@ async fn e2e_a_receipt_is_published_lodged_demanded_and_acquitted() {
 
     // And lodges it, and demands its tokens.
     let r = &signed.receipt;
-    let receipt = sworn_bindings::Receipt {
-        channelId: r.channelId,
-        sequence: r.sequence,
-        request: r.request,
-        modelId: r.modelId,
-        inputHash: r.inputHash,
-        outputHash: r.outputHash,
-        nIn: r.nIn,
-        nOut: r.nOut,
-        maxNew: r.maxNew,
-        sampling: r.sampling,
-        seed: r.seed,
-        layersRoot: r.layersRoot,
-        price: r.price,
-        cumulative: r.cumulative,
-    };
+    let receipt = sworn_bindings::Receipt::from(r);
     let digest = w.user.chain().channels().receiptDigest(receipt.clone()).call().await.unwrap();
     assert_eq!(digest, domain.digest(r), "signed here as checked there");
     let call = ITrials::lodgeCall { receipt, signature: signed.signature.clone(), place };

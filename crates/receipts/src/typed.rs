@@ -176,6 +176,41 @@ impl Receipt {
     }
 }
 
+impl From<&Receipt> for sworn_bindings::Receipt {
+    /// As the contract's binding has it.
+    fn from(r: &Receipt) -> Self {
+        sworn_bindings::Receipt {
+            channelId: r.channelId,
+            sequence: r.sequence,
+            request: r.request,
+            modelId: r.modelId,
+            inputHash: r.inputHash,
+            outputHash: r.outputHash,
+            nIn: r.nIn,
+            nOut: r.nOut,
+            maxNew: r.maxNew,
+            sampling: r.sampling,
+            seed: r.seed,
+            layersRoot: r.layersRoot,
+            price: r.price,
+            cumulative: r.cumulative,
+        }
+    }
+}
+
+impl From<&Voucher> for sworn_bindings::Voucher {
+    /// As the contract's binding has it.
+    fn from(v: &Voucher) -> Self {
+        sworn_bindings::Voucher {
+            channelId: v.channelId,
+            request: v.request,
+            modelId: v.modelId,
+            cumulative: v.cumulative,
+            requestHash: v.requestHash,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

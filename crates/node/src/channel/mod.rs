@@ -18,7 +18,7 @@ mod serve;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256, Bytes};
@@ -27,6 +27,7 @@ use sworn_chain::{Chain, Store};
 use sworn_receipts::{Code, Domain, Refusal, Voucher};
 use tokio::sync::Semaphore;
 
+use crate::work::unpoisoned;
 use crate::{ChannelTerms, Result};
 use book::Book;
 use live::Live;
@@ -74,10 +75,6 @@ impl Account {
             signature: self.signature.clone(),
         }
     }
-}
-
-pub(crate) fn unpoisoned<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// For a person and a program why not; the log has the rest.

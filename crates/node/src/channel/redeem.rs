@@ -9,12 +9,11 @@ use sworn_bindings::IChannels::{self, BatchState, DemandState, IChannelsEvents};
 use sworn_bindings::{ChannelState, Event, ITrials, Part, Place, Redemption};
 use sworn_chain::Intent;
 use sworn_commit::Tree;
-use sworn_receipts::{Receipt, receipts_tree};
+use sworn_receipts::receipts_tree;
 
 use super::record::{BookRecord, ReceiptRecord};
-use super::unpoisoned;
 use crate::journal::{AnswerRecord, JobRecord};
-use crate::work::{Shared, blocking};
+use crate::work::{Shared, blocking, unpoisoned};
 use crate::{Error, NodeEvent, Result, register};
 
 /// Channels that one batch holds, as the contract has it.
@@ -280,13 +279,7 @@ impl Shared {
                 redemptions.push(Redemption {
                     cumulative: end.cumulative,
                     receiptsRoot: receipts_tree(&channels.domain, &receipts).root().into(),
-                    voucher: sworn_bindings::Voucher {
-                        channelId: book.voucher.channelId,
-                        request: book.voucher.request,
-                        modelId: book.voucher.modelId,
-                        cumulative: book.voucher.cumulative,
-                        requestHash: book.voucher.requestHash,
-                    },
+                    voucher: (&book.voucher).into(),
                     signature: book.signature,
                     firstSequence: first,
                     lastSequence: last,
@@ -329,7 +322,7 @@ impl Shared {
             let signed = record.answered.signed;
             Ok(Some(IChannels::publishReceiptCall {
                 place,
-                receipt: on_chain(&signed.receipt),
+                receipt: (&signed.receipt).into(),
                 signature: signed.signature,
                 proof: proof.into_iter().map(B256::from).collect(),
             }))
@@ -340,26 +333,6 @@ impl Shared {
         let receipt = self.sender.send(&Intent::call(key, contract, &call)).await?;
         self.sink.emit(NodeEvent::Published { batch, channel, sequence, receipt });
         Ok(())
-    }
-}
-
-/// A receipt as the contract's binding has it.
-fn on_chain(r: &Receipt) -> sworn_bindings::Receipt {
-    sworn_bindings::Receipt {
-        channelId: r.channelId,
-        sequence: r.sequence,
-        request: r.request,
-        modelId: r.modelId,
-        inputHash: r.inputHash,
-        outputHash: r.outputHash,
-        nIn: r.nIn,
-        nOut: r.nOut,
-        maxNew: r.maxNew,
-        sampling: r.sampling,
-        seed: r.seed,
-        layersRoot: r.layersRoot,
-        price: r.price,
-        cumulative: r.cumulative,
     }
 }
 

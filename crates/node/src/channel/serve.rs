@@ -16,8 +16,8 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::live::{Live, Reader};
 use super::record::{OpenRecord, ReceiptRecord};
-use super::{Account, Channels, unavailable, unpoisoned};
-use crate::work::{Shared, blocking};
+use super::{Account, Channels, unavailable};
+use crate::work::{Shared, blocking, unpoisoned};
 use crate::{Error, Execution, NodeEvent, Result};
 
 /// How often it is written down what a client has.
