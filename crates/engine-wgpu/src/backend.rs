@@ -4,21 +4,22 @@
 //! queue orders everything. Sessions live there; what a caller holds are their numbers.
 
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
 use sworn_commit::RunParams;
-use sworn_engine::{Backend, EngineError, ExportSink, Result, Session};
+use sworn_engine::{Backend, EngineError, ExportSink, Result, Session, Work};
 use sworn_model::Model;
 
 use crate::GpuError;
 use crate::adapter::{Adapter, Selection};
+use crate::batch::{Done, Exports, Pending, Share, Wanted};
 use crate::gpu::Gpu;
 use crate::loaded::Loaded;
-use crate::sequence::{Batch, Exports, Sequence, Wanted};
+use crate::sequence::{Sequence, Sequences};
 
 /// What errors call this backend.
 const NAME: &str = "wgpu";
@@ -51,7 +52,7 @@ impl WgpuBackend {
             let gpu = Gpu::open(&selection)?;
             let adapter = gpu.adapter();
             tracing::debug!(%adapter, "uploading the model");
-            Ok((State { loaded: Loaded::new(gpu, own)?, sequences: HashMap::new(), next: 0 }, adapter))
+            Ok((State { loaded: Loaded::new(gpu, own)?, sequences: Sequences::new(), next: 0 }, adapter))
         })?;
         Ok(WgpuBackend { model, adapter, worker })
     }
@@ -89,7 +90,7 @@ impl Backend for WgpuBackend {
         let id = self.worker.call(move |state| {
             let id = state.next;
             state.next += 1;
-            state.sequences.insert(id, state.loaded.sequence(capacity, RunParams::default()));
+            state.sequences.insert(id, Sequence::new(capacity));
             Ok(id)
         })?;
         Ok(Box::new(WgpuSession {
@@ -101,8 +102,35 @@ impl Backend for WgpuBackend {
             len: 0,
         }))
     }
+
+    /// All in the same batches: a weight is read once for all, and one launch serves all.
+    fn extend_many(&self, work: &mut [Work<'_>]) -> Vec<Result<Vec<u32>>> {
+        let mut results: Vec<Option<Result<Vec<u32>>>> = work.iter().map(|_| None).collect();
+        let (mut own, mut tasks) = (Vec::new(), Vec::new());
+        for (k, w) in work.iter_mut().enumerate() {
+            let Work { session, tokens, head_from, sink } = w;
+            let own_session = session.as_any_mut().and_then(|s| s.downcast_mut::<WgpuSession>());
+            if own_session.is_none_or(|s| !s.worker.same(&self.worker)) {
+                results[k] = Some(session.extend(tokens, *head_from, &mut **sink));
+                continue;
+            }
+            let Some(session) = session.as_any_mut().and_then(|s| s.downcast_mut::<WgpuSession>()) else { continue };
+            own.push(k);
+            tasks.push(Task::new(session, tokens, *head_from, &mut **sink));
+        }
+        let ran = run(&self.worker, &mut tasks);
+        for (k, mut task) in own.into_iter().zip(tasks) {
+            if let Err(e) = &ran {
+                // What the device does to one batch it does to all that are in it.
+                task.failed.get_or_insert_with(|| EngineError::Device { backend: NAME, message: e.to_string() });
+            }
+            results[k] = Some(task.end());
+        }
+        results.into_iter().flatten().collect()
+    }
 }
 
+/// A session's number, and what its caller checks without asking the device.
 struct WgpuSession {
     worker: Worker,
     vocab: u32,
@@ -115,7 +143,10 @@ struct WgpuSession {
 impl Drop for WgpuSession {
     fn drop(&mut self) {
         let id = self.id;
-        self.worker.send(Box::new(move |state| drop(state.sequences.remove(&id))));
+        self.worker.send(Box::new(move |state| {
+            let gone = state.sequences.remove(&id);
+            state.loaded.close(gone);
+        }));
     }
 }
 
@@ -133,69 +164,136 @@ impl WgpuSession {
         })
     }
 
-    /// Executes `tokens`, batch by batch: while one is read back and given to the sink, the device computes the next.
-    fn batches(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>> {
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let wanted = u64::from(self.len) + tokens.len() as u64;
+        if wanted > u64::from(self.capacity) {
+            return Err(EngineError::Capacity { wanted, capacity: self.capacity });
+        }
+        match tokens.iter().find(|t| **t >= self.vocab) {
+            Some(token) => Err(EngineError::Token { token: *token, vocab: self.vocab }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// One session's part of the work.
+struct Task<'a> {
+    session: &'a mut WgpuSession,
+    /// What is not queued yet.
+    rest: &'a [u32],
+    /// Positions that are queued or done.
+    queued: u32,
+    head_from: u32,
+    exports: Exports,
+    logits: bool,
+    sink: &'a mut dyn ExportSink,
+    selected: Vec<u32>,
+    failed: Option<EngineError>,
+}
+
+impl<'a> Task<'a> {
+    fn new(session: &'a mut WgpuSession, tokens: &'a [u32], head_from: u32, sink: &'a mut dyn ExportSink) -> Self {
         let exports = match sink.wants_exports() {
             true if sink.wants_leaves() => Exports::Leaves,
             true => Exports::Tensors,
             false => Exports::Nothing,
         };
-        let logits = sink.wants_logits();
-        let mut selected = Vec::new();
-        let mut rest: Arc<[u32]> = tokens.into();
-        let mut queued = 0;
-        while !rest.is_empty() || queued > 0 {
-            let own = rest.clone();
-            let (n, batch) = self.on_device(move |loaded, sequence| {
-                let mut n = 0;
-                if !own.is_empty() {
-                    n = (loaded.rows(sequence)? as usize).min(own.len());
-                    let head_from = head_from.saturating_sub(sequence.len());
-                    loaded.start(sequence, &own[..n], Wanted { head_from, exports, logits })?;
-                }
-                // Two are under way, unless nothing is left to be queued.
-                let wait = n == own.len() || queued > 0;
-                Ok((n, if wait { loaded.finish(sequence)? } else { None }))
-            })?;
-            queued += u32::from(n > 0);
-            rest = rest[n..].into();
-            if let Some(batch) = batch {
-                queued -= 1;
-                self.deliver(&batch, exports, sink)?;
-                self.len += batch.rows;
-                selected.extend(batch.tokens);
-            }
-        }
-        Ok(selected)
+        let failed = session.check(tokens).err();
+        let (queued, logits) = (session.len, sink.wants_logits());
+        let rest = if failed.is_some() { &[] } else { tokens };
+        Task { session, rest, queued, head_from, exports, logits, sink, selected: Vec::new(), failed }
     }
 
-    fn deliver(&self, batch: &Batch, exports: Exports, sink: &mut dyn ExportSink) -> Result<()> {
-        match (exports, &batch.exports) {
-            (Exports::Tensors, Some((layout, bytes))) => {
-                layout.tensors(bytes, |layer, row, tensors| sink.export(layer, batch.first + row as u32, tensors))?
+    /// The next `n` positions.
+    fn share(&mut self, n: usize) -> Share {
+        let (now, later) = self.rest.split_at(n);
+        let wanted = Wanted {
+            head_from: self.head_from.saturating_sub(self.queued),
+            exports: self.exports,
+            logits: self.logits,
+        };
+        self.rest = later;
+        self.queued += now.len() as u32;
+        Share { id: self.session.id, tokens: now.to_vec(), wanted }
+    }
+
+    /// Takes what a batch gave.
+    fn take(&mut self, done: &Done, k: usize) {
+        if self.failed.is_some() {
+            return;
+        }
+        match done.deliver(k, self.session.layers + 1, self.sink) {
+            Ok(()) => {
+                self.session.len += done.shares[k].rows;
+                self.selected.extend(&done.shares[k].tokens);
             }
-            (Exports::Leaves, Some(_)) => {
-                let leaves = batch.leaves();
-                for (layer, rows) in (0..).zip(leaves.chunks(batch.rows as usize)) {
-                    for (position, leaf) in (batch.first..).zip(rows) {
-                        sink.leaf(layer, position, *leaf)?;
-                    }
+            Err(e) => (self.failed, self.rest) = (Some(e), &[]),
+        }
+    }
+
+    /// The selected tokens. What was queued behind a failure is forgotten, so that the session can be used on.
+    fn end(self) -> Result<Vec<u32>> {
+        match self.failed {
+            None => Ok(self.selected),
+            Some(e) => {
+                let len = self.session.len;
+                self.session.truncate(len)?;
+                Err(e)
+            }
+        }
+    }
+}
+
+/// Executes what several sessions of one worker are to do, batch by batch: while one is read back and given to the sinks, the
+/// device computes the next.
+fn run(worker: &Worker, tasks: &mut [Task<'_>]) -> Result<()> {
+    let wanted: Vec<(u64, u32)> = tasks.iter().map(|t| (t.session.id, t.queued + t.rest.len() as u32)).collect();
+    let lacking = worker.call(move |state| Ok(state.reserve(&wanted)))?;
+    for (task, lacking) in tasks.iter_mut().zip(lacking) {
+        if let (Some(e), None) = (lacking, &task.failed) {
+            (task.failed, task.rest) = (Some(e.into()), &[]);
+        }
+    }
+    // The tasks that have a share in each batch under way.
+    let mut under_way: VecDeque<(Vec<usize>, Pending)> = VecDeque::new();
+    loop {
+        let mut open: Vec<usize> = (0..tasks.len()).filter(|k| !tasks[*k].rest.is_empty()).collect();
+        if open.is_empty() && under_way.is_empty() {
+            return Ok(());
+        }
+        let mut next = None;
+        if !open.is_empty() {
+            let positions = open.iter().map(|k| tasks[*k].queued + tasks[*k].rest.len() as u32).max().unwrap_or(1);
+            let mut room = worker.call(move |state| state.loaded.most_rows(positions))? as usize;
+            // Those with the least to do first, so that what they leave goes to the others.
+            open.sort_by_key(|k| tasks[*k].rest.len());
+            let (mut members, mut shares) = (Vec::new(), Vec::new());
+            for (i, k) in open.iter().enumerate() {
+                let n = tasks[*k].rest.len().min(room.div_ceil(open.len() - i));
+                if n > 0 {
+                    room -= n;
+                    members.push(*k);
+                    shares.push(tasks[*k].share(n));
                 }
             }
-            _ => {}
+            next = Some((members, shares));
         }
-        if sink.wants_logits() {
-            batch.logits.iter().try_for_each(|(position, values)| sink.logits(*position, values))?;
+        // Two are under way, unless nothing is left to be queued.
+        let more = tasks.iter().any(|t| !t.rest.is_empty());
+        let due = if next.is_none() || !under_way.is_empty() || !more { under_way.pop_front() } else { None };
+        let (due_members, due) = due.map_or((None, None), |(members, pending)| (Some(members), Some(pending)));
+        let (members, shares) = next.map_or((None, None), |(members, shares)| (Some(members), Some(shares)));
+        let (queued, done) = worker.call(move |state| {
+            let State { loaded, sequences, .. } = state;
+            let queued = shares.map(|shares| loaded.start(sequences, shares)).transpose()?;
+            Ok((queued, due.map(|pending| loaded.finish(sequences, pending)).transpose()?))
+        })?;
+        if let (Some(members), Some(pending)) = (members, queued) {
+            under_way.push_back((members, pending));
         }
-        if exports != Exports::Nothing {
-            for (i, (position, token)) in (batch.head..).zip(&batch.tokens).enumerate() {
-                match batch.log_probs.get(i) {
-                    Some(row) => row.exports(*token, |t| sink.export(self.layers + 1, position, &t))?,
-                    None => sink.export(self.layers + 1, position, &[&token.to_be_bytes()])?,
-                }
-            }
+        if let (Some(members), Some(done)) = (due_members, done) {
+            members.iter().enumerate().for_each(|(share, k)| tasks[*k].take(&done, share));
         }
-        Ok(())
     }
 }
 
@@ -205,19 +303,14 @@ impl Session for WgpuSession {
     }
 
     fn extend(&mut self, tokens: &[u32], head_from: u32, sink: &mut dyn ExportSink) -> Result<Vec<u32>> {
-        let wanted = u64::from(self.len) + tokens.len() as u64;
-        if wanted > u64::from(self.capacity) {
-            return Err(EngineError::Capacity { wanted, capacity: self.capacity });
+        let worker = self.worker.clone();
+        let mut tasks = [Task::new(self, tokens, head_from, sink)];
+        let ran = run(&worker, &mut tasks);
+        let [mut task] = tasks;
+        if let Err(e) = ran {
+            task.failed.get_or_insert(e);
         }
-        if let Some(token) = tokens.iter().find(|t| **t >= self.vocab) {
-            return Err(EngineError::Token { token: *token, vocab: self.vocab });
-        }
-        let done = self.batches(tokens, head_from, sink);
-        if done.is_err() {
-            // What was queued behind the failure is forgotten, so that the session can be used on.
-            self.truncate(self.len)?;
-        }
-        done
+        task.end()
     }
 
     fn set_run(&mut self, run: RunParams) -> Result<()> {
@@ -244,13 +337,29 @@ impl Session for WgpuSession {
         self.len = len;
         Ok(())
     }
+
+    fn as_any_mut(&mut self) -> Option<&mut dyn Any> {
+        Some(self)
+    }
 }
 
 /// What the device thread owns.
 struct State {
     loaded: Loaded,
-    sequences: HashMap<u64, Sequence>,
+    sequences: Sequences,
     next: u64,
+}
+
+impl State {
+    /// Makes room for each session's positions; says which of them cannot have it, and why.
+    fn reserve(&mut self, wanted: &[(u64, u32)]) -> Vec<Option<GpuError>> {
+        let State { loaded, sequences, .. } = self;
+        let reserve = |(id, positions): &(u64, u32)| {
+            let sequence = sequences.get_mut(id)?;
+            loaded.reserve(sequence, *positions).err()
+        };
+        wanted.iter().map(reserve).collect()
+    }
 }
 
 type Job = Box<dyn FnOnce(&mut State) + Send>;
@@ -258,11 +367,13 @@ type Job = Box<dyn FnOnce(&mut State) + Send>;
 /// The way to the device thread, which ends with the last of these.
 struct Worker {
     jobs: Mutex<Sender<Job>>,
+    /// Tells workers apart.
+    identity: Arc<()>,
 }
 
 impl Clone for Worker {
     fn clone(&self) -> Self {
-        Worker { jobs: Mutex::new(self.sender()) }
+        Worker { jobs: Mutex::new(self.sender()), identity: self.identity.clone() }
     }
 }
 
@@ -294,7 +405,12 @@ impl Worker {
         let failed = |e: std::io::Error| GpuError::Device(format!("starting the device thread: {e}"));
         thread::Builder::new().name(NAME.into()).spawn(body).map_err(failed)?;
         let value = opened.recv().map_err(|_| ended())??;
-        Ok((Worker { jobs: Mutex::new(jobs) }, value))
+        Ok((Worker { jobs: Mutex::new(jobs), identity: Arc::new(()) }, value))
+    }
+
+    /// Whether both are ways to one thread.
+    fn same(&self, other: &Worker) -> bool {
+        Arc::ptr_eq(&self.identity, &other.identity)
     }
 
     fn sender(&self) -> Sender<Job> {

@@ -16,7 +16,7 @@ use sworn_isa::Descriptor;
 
 use crate::GpuError;
 use crate::adapter::{self, Adapter, Selection};
-use crate::kernels::{RowsLaunch, UNITS, copy};
+use crate::kernels::{Numbering, RowsLaunch, UNITS, copy, copy_within};
 use crate::matrix::Matrix;
 
 /// Words past the end of every buffer: `LINEAR` reads whole quadruples of activations.
@@ -94,8 +94,7 @@ pub(crate) struct Place {
     pub(crate) stride: u32,
     /// Words before the first row.
     pub(crate) offset: u32,
-    /// Whether rows are numbered by position, not by place in the batch.
-    pub(crate) absolute: bool,
+    pub(crate) numbering: Numbering,
     /// (positions per slab, elements per slab) where the last slab of a running reduction is meant.
     pub(crate) tail: Option<(u32, u32)>,
 }
@@ -103,12 +102,12 @@ pub(crate) struct Place {
 impl Place {
     /// Rows of the batch, one after the other.
     pub(crate) const fn batch(stride: u32) -> Self {
-        Place { stride, offset: 0, absolute: false, tail: None }
+        Place { stride, offset: 0, numbering: Numbering::Batch, tail: None }
     }
 
     pub(crate) fn launch(self) -> RowsLaunch {
         let (slab, len) = self.tail.unwrap_or((u32::MAX, 0));
-        RowsLaunch::new(self.stride, self.offset, self.absolute as u32, slab, len)
+        RowsLaunch::new(self.stride, self.offset, self.numbering as u32, slab, len)
     }
 }
 
@@ -117,7 +116,7 @@ impl Place {
 pub(crate) enum Source<'a> {
     None,
     Rows(&'a Buffer, Place),
-    /// Every position's tensor, one after the other.
+    /// Every slot's tensor, one after the other.
     Cache(&'a Buffer, u32),
     Table(&'a Buffer),
     Matrix(&'a Matrix),
@@ -128,11 +127,11 @@ pub(crate) enum Source<'a> {
 /// One operator for a batch of positions.
 pub(crate) struct Call<'a> {
     pub(crate) descriptor: &'a Descriptor,
-    /// First position and tokens of the batch.
+    /// What the rows are; see [`crate::kernels::line`].
     pub(crate) ctx: &'a Buffer,
-    /// Positions.
+    /// Rows.
     pub(crate) batch: u32,
-    /// The last of them.
+    /// The last of their positions.
     pub(crate) last: u32,
     pub(crate) operands: [Source<'a>; 4],
     pub(crate) out: &'a Buffer,
@@ -304,6 +303,23 @@ impl Gpu {
         // SAFETY: both buffers hold `words`, and the kernel stops there.
         unsafe {
             copy::launch_unchecked(&self.client, count, CubeDim::new_1d(UNITS), from.arg(), to.arg(), words as u32)
+        }
+    }
+
+    /// Copies `words` from one place of a buffer to another, which do not overlap.
+    pub(crate) fn copy_within(&self, buffer: &Buffer, from: usize, to: usize, words: usize) {
+        let (count, units) = (self.spread(words as u32), CubeDim::new_1d(UNITS));
+        // SAFETY: the caller's places lie inside the buffer, and the kernel stops at their end.
+        unsafe {
+            copy_within::launch_unchecked(
+                &self.client,
+                count,
+                units,
+                buffer.arg(),
+                from as u32,
+                to as u32,
+                words as u32,
+            )
         }
     }
 }

@@ -7,6 +7,7 @@
 
 mod adapter;
 mod backend;
+mod batch;
 mod fused;
 mod gpu;
 mod kernels;
@@ -14,6 +15,7 @@ mod launch;
 mod loaded;
 mod matrix;
 mod plan;
+mod pool;
 mod scratch;
 mod sequence;
 mod single;

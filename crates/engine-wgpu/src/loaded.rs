@@ -12,6 +12,7 @@ use crate::GpuError;
 use crate::gpu::{Buffer, Gpu};
 use crate::matrix::{Matrix, PackedRows};
 use crate::plan::{Run, Step, plan};
+use crate::pool::Pool;
 use crate::scratch::Scratch;
 
 type Result<T> = std::result::Result<T, GpuError>;
@@ -35,6 +36,8 @@ pub(crate) struct Loaded {
     pub(crate) tail: Option<Tail>,
     /// Log-probabilities, where the model commits to them.
     pub(crate) log_probs: Option<LogProber>,
+    /// What all sequences keep.
+    pub(crate) pool: Pool,
     /// Working memory by shape, last used last.
     pub(crate) scratch: Vec<Scratch>,
 }
@@ -46,7 +49,7 @@ impl Loaded {
         let [embedding, block, _] = model.program().sections.clone();
         let sections = [embedding, block, head];
         let plans = [0, 1, 2].map(|k| plan(&sections[k], gpu.bindings()));
-        let kept = [0, 1, 2].map(|k| {
+        let kept: [Vec<bool>; 3] = [0, 1, 2].map(|k| {
             let section: &Section = &sections[k];
             let reads = |e: usize| {
                 let mut operands = section.ops.iter().flat_map(|d| d.operands);
@@ -54,6 +57,16 @@ impl Loaded {
             };
             (0..section.exports().len()).map(reads).collect()
         });
+        let elements = |layer: u16| {
+            let kind = model.section_kind(layer).unwrap_or(SectionKind::Block) as usize;
+            let exports = sections[kind].exports();
+            exports
+                .iter()
+                .zip(&kept[kind])
+                .map(|(op, k)| if *k { sections[kind].ops[*op].count(0) as usize } else { 0 })
+                .collect()
+        };
+        let pool = Pool::new((0..=model.layers()).map(elements).collect());
         let (matrices, stacks, tables, scratch) = (Vec::new(), BTreeMap::new(), Vec::new(), Vec::new());
         let table = |k: u32| model.table(k as usize).values.iter().map(|v| *v as u16).collect();
         let whole = model.program().section(SectionKind::Head);
@@ -64,7 +77,7 @@ impl Loaded {
             ));
         }
         let mut loaded =
-            Loaded { gpu, model, matrices, stacks, tables, sections, plans, kept, tail, log_probs, scratch };
+            Loaded { gpu, model, matrices, stacks, tables, sections, plans, kept, tail, log_probs, pool, scratch };
         for layer in 0..=loaded.model.layers() + 1 {
             loaded.upload(layer)?;
         }

@@ -3,20 +3,26 @@
 use sworn_isa::{Descriptor, SectionKind};
 
 use crate::GpuError;
+use crate::batch::HEAD_ROWS;
 use crate::gpu::{Buffer, Gpu, Place};
 use crate::loaded::Loaded;
 use crate::plan::Run;
-use crate::sequence::{HEAD_ROWS, STEP};
+use crate::pool::STEP;
 use crate::staging::Staging;
 
 type Result<T> = std::result::Result<T, GpuError>;
 
+/// More rows than these are rounded up to a multiple of them.
+const FEW: u32 = 8;
+/// Working memories that are kept: for a prompt's batches, its last one, and decoding.
+const KEPT: usize = 3;
+
 /// What decides the working memory's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Shape {
-    /// Positions of the batch.
+    /// Rows there is room for.
     pub(crate) rows: u32,
-    /// Positions of the sequence there is room for.
+    /// Positions of a sequence there is room for.
     pub(crate) positions: u32,
     /// Whether exports of all layers are read afterwards.
     pub(crate) exports: bool,
@@ -104,16 +110,17 @@ fn side_by_side(gpu: &Gpu, ops: &[Descriptor], rows: u32, out: &mut Vec<Option<(
 }
 
 impl Loaded {
-    /// Makes the working memory of this shape the last one of the list.
+    /// Makes working memory for a batch of this shape the last one of the list.
     pub(crate) fn take_scratch(&mut self, shape: Shape) -> Result<()> {
-        let shape = Shape { positions: shape.positions.next_multiple_of(STEP), ..shape };
+        // How many rows a batch has changes while sequences come and go.
+        let rows = if shape.rows > FEW { shape.rows.next_multiple_of(FEW) } else { shape.rows };
+        let shape = Shape { rows, positions: shape.positions.next_multiple_of(STEP), ..shape };
         if let Some(i) = self.scratch.iter().position(|s| s.shape == shape) {
             let found = self.scratch.remove(i);
             self.scratch.push(found);
             return Ok(());
         }
-        // Two: a prompt's batches, and decoding.
-        if self.scratch.len() > 1 {
+        if self.scratch.len() >= KEPT {
             self.scratch.remove(0);
         }
         let new = Scratch::new(self, shape)?;

@@ -89,7 +89,7 @@ impl Kernels {
         let token = s.operands.iter().find_map(|o| if let Values::Token(t) = o { Some(*t) } else { None });
         let words = |v: &[i64]| self.gpu.upload(v.iter().map(|x| *x as i32).collect());
         let first = keep.len();
-        keep.push(Kept::Buffer(Box::new(words(&[i64::from(s.t), i64::from(token.unwrap_or(0))])?)));
+        keep.push(Kept::Buffer(Box::new(words(&[i64::from(s.t), i64::from(token.unwrap_or(0)), 0, 0])?)));
         for values in &s.operands {
             keep.push(match values {
                 Values::Tensor(v) => Kept::Buffer(Box::new(words(v)?)),

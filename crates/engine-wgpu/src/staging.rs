@@ -1,6 +1,8 @@
 //! Exported tensors on their way to the host: packed on the device to the width they are committed in, and hashed there
 //! where their hashes will do.
 
+use std::ops::Range;
+
 use cubecl::prelude::{CubeCount, CubeDim};
 use cubecl::server::Handle;
 use sworn_commit::tensor::PAGE;
@@ -44,7 +46,7 @@ struct Layer {
     record: usize,
 }
 
-/// Room for everything that a batch exports, layer by layer and row by row.
+/// Room for everything that a batch of at most so many rows exports, layer by layer and row by row.
 pub(crate) struct Staging {
     rows: usize,
     layers: Vec<Layer>,
@@ -98,8 +100,8 @@ impl Staging {
         })
     }
 
-    /// Queues the packing of a layer's exports, which lie where `sources` say.
-    pub(crate) fn pack(&self, gpu: &Gpu, ctx: &Buffer, layer: u16, sources: &[(&Buffer, Place)]) {
+    /// Queues the packing of a layer's exports of the first `rows`, which lie where `sources` say.
+    pub(crate) fn pack(&self, gpu: &Gpu, ctx: &Buffer, layer: u16, rows: u32, sources: &[(&Buffer, Place)]) {
         let Some(layer) = self.layers.get(usize::from(layer)) else { return };
         let fields: Vec<_> = layer.fields.iter().zip(sources).collect();
         for together in fields.chunks(TOGETHER) {
@@ -115,7 +117,7 @@ impl Staging {
                 }
             };
             let [(a, ar, ac), (b, br, bc), (c, cr, cc), (d, dr, dc)] = [0, 1, 2, 3].map(field);
-            let count = CubeCount::Static((most as u32).div_ceil(UNITS), self.rows as u32, together.len() as u32);
+            let count = CubeCount::Static((most as u32).div_ceil(UNITS), rows, together.len() as u32);
             // SAFETY: every record lies inside `words`, and the kernel stops at each tensor's end.
             unsafe {
                 keccak::pack::launch_unchecked(
@@ -169,29 +171,31 @@ impl Staging {
         [&self.words, &self.hashes].into_iter()
     }
 
-    /// How to take apart what was read.
-    pub(crate) fn layout(&self) -> Layout {
+    /// How to take apart what was read, of which the first `used` rows were packed.
+    pub(crate) fn layout(&self, used: usize) -> Layout {
         let layers = self.layers.iter().map(|l| (l.first, l.record, l.fields.clone()));
-        Layout { rows: self.rows, layers: layers.collect() }
+        Layout { rows: self.rows, used, layers: layers.collect() }
     }
 }
 
 /// Takes apart what was read of a [`Staging`].
 pub(crate) struct Layout {
     rows: usize,
+    used: usize,
     /// First word, words of a record, tensors.
     layers: Vec<(usize, usize, Vec<Field>)>,
 }
 
 impl Layout {
-    /// Calls `each` with layer, row and the tensors of the row, layer by layer. `bytes` are all words.
+    /// Calls `each` with layer, row and the tensors of each of `rows`, layer by layer. `bytes` are all words.
     pub(crate) fn tensors<E>(
         &self,
         bytes: &[u8],
+        rows: Range<usize>,
         mut each: impl FnMut(u16, usize, &[&[u8]]) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         for (layer, (first, record, fields)) in self.layers.iter().enumerate() {
-            for row in 0..self.rows {
+            for row in rows.clone() {
                 let at = |f: &Field| 4 * (first + row * record + f.offset);
                 let own: Vec<&[u8]> = fields.iter().map(|f| &bytes[at(f)..][..f.bytes()]).collect();
                 each(layer as u16, row, &own)?;
@@ -200,17 +204,23 @@ impl Layout {
         Ok(())
     }
 
-    /// The leaf of every row of every layer, layer by layer. `bytes` are all hashes.
+    /// The leaf of every used row of every layer, layer by layer. `bytes` are all hashes.
     pub(crate) fn leaves(&self, bytes: &[u8]) -> Vec<Hash> {
-        let hashes: Vec<Hash> = bytes.as_chunks::<{ 4 * HASH_WORDS }>().0.to_vec();
-        let pages = |fields: &[Field]| fields.iter().map(|f| f.bytes().div_ceil(PAGE)).collect::<Vec<_>>();
-        let counts: Vec<usize> =
-            self.layers.iter().flat_map(|(_, _, fields)| pages(fields).repeat(self.rows)).collect();
+        let mut rest = bytes.as_chunks::<{ 4 * HASH_WORDS }>().0;
+        let (mut hashes, mut counts) = (Vec::with_capacity(rest.len()), Vec::new());
+        for (_, _, fields) in &self.layers {
+            let pages: Vec<usize> = fields.iter().map(|f| f.bytes().div_ceil(PAGE)).collect();
+            let of_row: usize = pages.iter().sum();
+            let (own, later) = rest.split_at(self.rows * of_row);
+            hashes.extend_from_slice(&own[..self.used * of_row]);
+            counts.extend(pages.repeat(self.used));
+            rest = later;
+        }
         let roots = tree::roots(hashes, &counts);
         let mut rest = &roots[..];
-        let mut leaves = Vec::with_capacity(self.layers.len() * self.rows);
+        let mut leaves = Vec::with_capacity(self.layers.len() * self.used);
         for (_, _, fields) in &self.layers {
-            for _ in 0..self.rows {
+            for _ in 0..self.used {
                 let (own, later) = rest.split_at(fields.len());
                 leaves.push(trace::leaf(own));
                 rest = later;

@@ -4,7 +4,7 @@
 use cubecl::prelude::*;
 
 use super::arith::*;
-use super::{Rows, start};
+use super::{Rows, line, start};
 
 /// What follows `SCORES` element by element.
 #[derive(CubeType, CubeLaunch, Clone, Copy)]
@@ -72,20 +72,21 @@ pub(crate) fn scores<N: Size>(
     #[comptime] width: u32,
 ) {
     let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     if j <= t {
         let kv = h / shared_by;
-        let query = (start(&qr, r, t) + h * group) / width;
-        let key = (j * k_stride + kv * group) / width;
-        let scale = start(&qsr, r, t) + 2u32 * h;
-        let key_scale = j * ks_stride + 2u32 * kv;
+        let query = (start(&qr, &line) + h * group) / width;
+        let key = ((line.first + j) * k_stride + kv * group) / width;
+        let scale = start(&qsr, &line) + 2u32 * h;
+        let key_scale = (line.first + j) * ks_stride + 2u32 * kv;
         let m = u32::reinterpret(qs[scale as usize]) * u32::reinterpret(ks[key_scale as usize]);
         let e = 0i32 - qs[(scale + 1u32) as usize] - ks[(key_scale + 1u32) as usize];
         let mut s = score::<N>(q, k, query, key, group / width, m, e, table, &after, width);
         if after.windowed == 1u32 {
             s = windowed(s, j, t, u32::reinterpret(window[0]));
         }
-        out[(start(&or, r, t) + h * (t + 1u32) + j) as usize] = s;
+        out[(start(&or, &line) + h * (t + 1u32) + j) as usize] = s;
     }
 }
 
@@ -104,10 +105,11 @@ pub(crate) fn row_scan(
     #[comptime] sum: bool,
 ) {
     let (h, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     let n = t + 1u32;
-    let from = start(&sr, r, t) + h * n;
-    let to = start(&or, r, t) + h;
+    let from = start(&sr, &line) + h * n;
+    let to = start(&or, &line) + h;
     let blocks = t / block + 1u32;
     let mut shared = Shared::<[i32]>::new_slice(units as usize);
     // The neutral element: no score lies below −CL, no sum has a term before the first.
@@ -163,13 +165,14 @@ fn combine(a: i32, b: i32, #[comptime] sum: bool) -> i32 {
 #[cube(launch_unchecked)]
 pub(crate) fn exp(ctx: &[u32], s: &[i32], max: &[i32], table: &[i32], out: &mut [i32], sr: Rows, mr: Rows, or: Rows) {
     let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     if j <= t {
         let i = h * (t + 1u32) + j;
-        let top = max[(start(&mr, r, t) + h) as usize];
-        let difference = top - s[(start(&sr, r, t) + i) as usize];
+        let top = max[(start(&mr, &line) + h) as usize];
+        let difference = top - s[(start(&sr, &line) + i) as usize];
         let e = exp2neg(u32::reinterpret(difference), table);
-        out[(start(&or, r, t) + i) as usize] = i32::reinterpret(e);
+        out[(start(&or, &line) + i) as usize] = i32::reinterpret(e);
     }
 }
 
@@ -177,12 +180,13 @@ pub(crate) fn exp(ctx: &[u32], s: &[i32], max: &[i32], table: &[i32], out: &mut 
 #[cube(launch_unchecked)]
 pub(crate) fn probability(ctx: &[u32], e: &[i32], z: &[i32], out: &mut [i32], er: Rows, zr: Rows, or: Rows) {
     let (j, r, h) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     if j <= t {
         let i = h * (t + 1u32) + j;
-        let total = u32::reinterpret(z[(start(&zr, r, t) + h) as usize]);
-        let value = u32::reinterpret(e[(start(&er, r, t) + i) as usize]);
-        out[(start(&or, r, t) + i) as usize] = i32::reinterpret(prob(value, total));
+        let total = u32::reinterpret(z[(start(&zr, &line) + h) as usize]);
+        let value = u32::reinterpret(e[(start(&er, &line) + i) as usize]);
+        out[(start(&or, &line) + i) as usize] = i32::reinterpret(prob(value, total));
     }
 }
 
@@ -202,15 +206,16 @@ pub(crate) fn mix(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < inner {
-        let t = ctx[0] + r;
+        let line = line(ctx, r);
+        let t = line.t;
         let n = t + 1u32;
         let h = i / group;
-        let from = start(&pr, r, t) + h * n;
+        let from = start(&pr, &line) + h * n;
         let column = h / shared_by * group + i % group;
-        let to = start(&or, r, t) + i;
+        let to = start(&or, &line) + i;
         let mut acc = 0i32;
         for j in 0..n {
-            acc += p[(from + j) as usize] * v[(j * v_stride + column) as usize];
+            acc += p[(from + j) as usize] * v[((line.first + j) * v_stride + column) as usize];
             if (j & 15u32) == 15u32 || j == t {
                 out[(to + (j >> 4u32) * inner) as usize] = acc;
             }
@@ -239,12 +244,13 @@ pub(crate) fn mix_last(
 ) {
     let (r, c) = (CUBE_POS_Y, CUBE_POS_Z);
     let i = CUBE_POS_X * lanes + UNIT_POS_X;
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     let n = t + 1u32;
     let mut acc = 0i32;
     if i < inner {
         let h = i / group;
-        let from = start(&pr, r, t) + h * n;
+        let from = start(&pr, &line) + h * n;
         let column = h / shared_by * group + i % group;
         let mut end = n;
         if n - 1u32 >= (c + 1u32) * chunk {
@@ -252,7 +258,7 @@ pub(crate) fn mix_last(
         }
         let mut j = c * chunk + UNIT_POS_Y;
         while j < end {
-            acc += p[(from + j) as usize] * v[(j * v_stride + column) as usize];
+            acc += p[(from + j) as usize] * v[((line.first + j) * v_stride + column) as usize];
             j += splits;
         }
     }
@@ -273,7 +279,7 @@ pub(crate) fn mix_last(
         }
         // A chunk behind the row's position writes nothing: its slab may not exist.
         if c * chunk <= t {
-            out[(start(&or, r, t) + slab * inner + i) as usize] = acc;
+            out[(start(&or, &line) + slab * inner + i) as usize] = acc;
         }
     }
 }
@@ -283,8 +289,9 @@ pub(crate) fn mix_last(
 pub(crate) fn fold_slabs(ctx: &[u32], out: &mut [i32], or: Rows, inner: u32, chunk: u32) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < inner {
-        let t = ctx[0] + r;
-        let at = start(&or, r, t) + i;
+        let line = line(ctx, r);
+        let t = line.t;
+        let at = start(&or, &line) + i;
         let mut acc = 0i32;
         for c in 0..t / chunk + 1u32 {
             acc += out[(at + c * inner) as usize];

@@ -3,15 +3,15 @@
 use cubecl::prelude::*;
 
 use super::arith::*;
-use super::{Rows, start};
+use super::{Rows, line, start};
 
 #[cube(launch_unchecked)]
 pub(crate) fn gain(ctx: &[u32], x: &[i32], s: &[i32], out: &mut [i32], xr: Rows, or: Rows, n: u32, period: u32) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        let v = x[(start(&xr, r, t) + i) as usize];
-        out[(start(&or, r, t) + i) as usize] = smul15(v, s[(i % period) as usize]);
+        let line = line(ctx, r);
+        let v = x[(start(&xr, &line) + i) as usize];
+        out[(start(&or, &line) + i) as usize] = smul15(v, s[(i % period) as usize]);
     }
 }
 
@@ -30,10 +30,10 @@ pub(crate) fn quantise(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        let max = u32::reinterpret(a[(start(&ar, r, t) + i / group) as usize]);
-        let value = v[(start(&vr, r, t) + i) as usize];
-        out[(start(&or, r, t) + i) as usize] = quant(value, max, bits);
+        let line = line(ctx, r);
+        let max = u32::reinterpret(a[(start(&ar, &line) + i / group) as usize]);
+        let value = v[(start(&vr, &line) + i) as usize];
+        out[(start(&or, &line) + i) as usize] = quant(value, max, bits);
     }
 }
 
@@ -51,9 +51,9 @@ pub(crate) fn quant_scale(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < groups {
-        let t = ctx[0] + r;
-        let max = u32::reinterpret(a[(start(&ar, r, t) + i) as usize]);
-        let o = start(&or, r, t) + 2u32 * i;
+        let line = line(ctx, r);
+        let max = u32::reinterpret(a[(start(&ar, &line) + i) as usize]);
+        let o = start(&or, &line) + 2u32 * i;
         out[o as usize] = i32::reinterpret(quant_mantissa(max, bits));
         out[(o + 1u32) as usize] = quant_exponent(max, bits) + exponent;
     }
@@ -74,11 +74,11 @@ pub(crate) fn scale_q(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < groups {
-        let t = ctx[0] + r;
-        let max = u32::reinterpret(a[(start(&ar, r, t) + i) as usize]);
+        let line = line(ctx, r);
+        let max = u32::reinterpret(a[(start(&ar, &line) + i) as usize]);
         let p = quant_mantissa(max, 8u32) * c_m;
         let b = p >> 31u32;
-        let o = start(&or, r, t) + 2u32 * i;
+        let o = start(&or, &line) + 2u32 * i;
         out[o as usize] = i32::reinterpret(p >> (15u32 + b));
         out[(o + 1u32) as usize] = quant_exponent(max, 8u32) + exponent + c_e + 15i32 + b as i32;
     }
@@ -99,12 +99,13 @@ pub(crate) fn rope(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < pairs {
-        let t = ctx[0] + r;
-        let at = start(&xr, r, t) + 2u32 * i;
+        let line = line(ctx, r);
+        let t = line.t;
+        let at = start(&xr, &line) + 2u32 * i;
         let (a, b) = (x[at as usize], x[(at + 1u32) as usize]);
         let entry = t * half + i % half;
         let (c, s) = (cos[entry as usize], sin[entry as usize]);
-        let o = start(&or, r, t) + 2u32 * i;
+        let o = start(&or, &line) + 2u32 * i;
         out[o as usize] = smul15(a, c) - smul15(b, s);
         out[(o + 1u32) as usize] = smul15(a, s) + smul15(b, c);
     }
@@ -114,8 +115,8 @@ pub(crate) fn rope(
 pub(crate) fn fixed(ctx: &[u32], v: &[i32], out: &mut [i32], vr: Rows, or: Rows, n: u32, s: u32) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        out[(start(&or, r, t) + i) as usize] = to_fixed(v[(start(&vr, r, t) + i) as usize], s);
+        let line = line(ctx, r);
+        out[(start(&or, &line) + i) as usize] = to_fixed(v[(start(&vr, &line) + i) as usize], s);
     }
 }
 
@@ -135,9 +136,9 @@ pub(crate) fn gate(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        let up = u[(start(&ur, r, t) + i) as usize];
-        out[(start(&or, r, t) + i) as usize] = gated(g[(start(&gr, r, t) + i) as usize], up, table, gelu);
+        let line = line(ctx, r);
+        let up = u[(start(&ur, &line) + i) as usize];
+        out[(start(&or, &line) + i) as usize] = gated(g[(start(&gr, &line) + i) as usize], up, table, gelu);
     }
 }
 
@@ -156,11 +157,11 @@ pub(crate) fn dequantise(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        let at = start(&sr, r, t);
+        let line = line(ctx, r);
+        let at = start(&sr, &line);
         let m = u32::reinterpret(scale[at as usize]);
         let e = scale[(at + 1u32) as usize];
-        out[(start(&or, r, t) + i) as usize] = smulrs(a[(start(&ar, r, t) + i) as usize], m, 0i32 - e - fraction);
+        out[(start(&or, &line) + i) as usize] = smulrs(a[(start(&ar, &line) + i) as usize], m, 0i32 - e - fraction);
     }
 }
 
@@ -180,13 +181,14 @@ pub(crate) fn cap(
     #[comptime] per_position: bool,
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     let mut count = n;
     if comptime!(per_position) {
         count = n * (t + 1u32);
     }
     if i < count {
-        out[(start(&or, r, t) + i) as usize] = soft_cap(x[(start(&xr, r, t) + i) as usize], cap, m, sh, table);
+        out[(start(&or, &line) + i) as usize] = soft_cap(x[(start(&xr, &line) + i) as usize], cap, m, sh, table);
     }
 }
 
@@ -194,10 +196,11 @@ pub(crate) fn cap(
 #[cube(launch_unchecked)]
 pub(crate) fn window(ctx: &[u32], s: &[i32], width: &[i32], out: &mut [i32], sr: Rows, or: Rows, heads: u32) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     if i < heads * (t + 1u32) {
-        let own = s[(start(&sr, r, t) + i) as usize];
-        out[(start(&or, r, t) + i) as usize] = windowed(own, i % (t + 1u32), t, u32::reinterpret(width[0]));
+        let own = s[(start(&sr, &line) + i) as usize];
+        out[(start(&or, &line) + i) as usize] = windowed(own, i % (t + 1u32), t, u32::reinterpret(width[0]));
     }
 }
 
@@ -205,9 +208,9 @@ pub(crate) fn window(ctx: &[u32], s: &[i32], width: &[i32], out: &mut [i32], sr:
 pub(crate) fn add(ctx: &[u32], x: &[i32], y: &[i32], out: &mut [i32], xr: Rows, yr: Rows, or: Rows, n: u32) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        let a = x[(start(&xr, r, t) + i) as usize];
-        let b = y[(start(&yr, r, t) + i) as usize];
-        out[(start(&or, r, t) + i) as usize] = add_clamp(a, b);
+        let line = line(ctx, r);
+        let a = x[(start(&xr, &line) + i) as usize];
+        let b = y[(start(&yr, &line) + i) as usize];
+        out[(start(&or, &line) + i) as usize] = add_clamp(a, b);
     }
 }

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::arith::*;
 use super::attention::{After, score};
-use super::{Rows, start};
+use super::{Rows, line, start};
 
 /// The largest of what the units hold, for all of them.
 #[cube]
@@ -79,8 +79,8 @@ pub(crate) fn norm(
     #[comptime] units: u32,
 ) {
     let r = CUBE_POS_X;
-    let t = ctx[0] + r;
-    let from = start(&xr, r, t);
+    let line = line(ctx, r);
+    let from = start(&xr, &line);
 
     let mut own = x_floor;
     let mut i = UNIT_POS;
@@ -113,7 +113,7 @@ pub(crate) fn norm(
     let ss_high = shared_sum(high, units);
     let v_max = shared_max(top, units);
 
-    let to = start(&or, r, t);
+    let to = start(&or, &line);
     let mut k = UNIT_POS;
     while k < n {
         let v = smul15(x[(from + k) as usize], gain[k as usize]);
@@ -130,7 +130,7 @@ pub(crate) fn norm(
         let (root, sf) = root_of((limb0 & 65535u32) | (upper << 16u32), upper >> 16u32);
         let k = bitlen(x_max) - 16i32 + (sf >> 1u32) as i32;
         let (m, e) = divided_scale(v_max, scale_bits, root, k);
-        let s = start(&sr, r, t);
+        let s = start(&sr, &line);
         scale[s as usize] = i32::reinterpret(m);
         scale[(s + 1u32) as usize] = e + gain[n as usize];
     }
@@ -171,8 +171,8 @@ pub(crate) fn quantise(
     #[comptime] constant: bool,
 ) {
     let (g, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
-    let from = start(&xr, r, t) + g * group;
+    let line = line(ctx, r);
+    let from = start(&xr, &line) + g * group;
     let mut own = floor;
     let mut i = UNIT_POS;
     while i < group {
@@ -183,14 +183,14 @@ pub(crate) fn quantise(
         i += units;
     }
     let max = shared_max(own, units);
-    let to = start(&or, r, t) + g * group;
+    let to = start(&or, &line) + g * group;
     let mut k = UNIT_POS;
     while k < group {
         out[(to + k) as usize] = quant(x[(from + k) as usize], max, bits);
         k += units;
     }
     if UNIT_POS == 0u32 {
-        let s = start(&sr, r, t) + 2u32 * g;
+        let s = start(&sr, &line) + 2u32 * g;
         let (m, e) = scale_pair(max, scale_bits, exponent, c_m, c_e, constant);
         scale[s as usize] = i32::reinterpret(m);
         scale[(s + 1u32) as usize] = e;
@@ -216,9 +216,9 @@ pub(crate) fn activate(
     #[comptime] gelu: bool,
 ) {
     let (c, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
-    let (gate, up) = (start(&gr, r, t) + c * group, start(&ur, r, t) + c * group);
-    let to = start(&or, r, t) + c * group;
+    let line = line(ctx, r);
+    let (gate, up) = (start(&gr, &line) + c * group, start(&ur, &line) + c * group);
+    let to = start(&or, &line) + c * group;
     let mut own = floor;
     let mut i = UNIT_POS;
     while i < group {
@@ -232,7 +232,7 @@ pub(crate) fn activate(
     }
     let top = shared_max(own, units);
     if UNIT_POS == 0u32 {
-        max[(start(&mr, r, t) + c) as usize] = i32::reinterpret(top);
+        max[(start(&mr, &line) + c) as usize] = i32::reinterpret(top);
     }
 }
 
@@ -257,8 +257,8 @@ pub(crate) fn quantise_long(
     exponent: i32,
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
-    let from = start(&mr, r, t);
+    let line = line(ctx, r);
+    let from = start(&mr, &line);
     let mut top = floor;
     for k in 0..maxima {
         let m = u32::reinterpret(max[(from + k) as usize]);
@@ -267,10 +267,10 @@ pub(crate) fn quantise_long(
         }
     }
     if i < n {
-        out[(start(&or, r, t) + i) as usize] = quant(x[(start(&xr, r, t) + i) as usize], top, bits);
+        out[(start(&or, &line) + i) as usize] = quant(x[(start(&xr, &line) + i) as usize], top, bits);
     }
     if i == 0u32 {
-        let s = start(&sr, r, t);
+        let s = start(&sr, &line);
         scale[s as usize] = i32::reinterpret(quant_mantissa(top, scale_bits));
         scale[(s + 1u32) as usize] = quant_exponent(top, scale_bits) + exponent;
     }
@@ -377,7 +377,8 @@ pub(crate) fn heads(
     #[comptime] units: u32,
 ) {
     let (c, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     let angles = t * (group / 2u32);
     if c < q_turn.heads {
         rotate_head(
@@ -386,9 +387,9 @@ pub(crate) fn heads(
             sin,
             q8,
             q_scale,
-            start(&qr, r, t) + c * group,
-            start(&q8r, r, t) + c * group,
-            start(&qsr, r, t) + 2u32 * c,
+            start(&qr, &line) + c * group,
+            start(&q8r, &line) + c * group,
+            start(&qsr, &line) + 2u32 * c,
             angles,
             group,
             q_turn.floor,
@@ -406,9 +407,9 @@ pub(crate) fn heads(
             sin,
             k8,
             k_scale,
-            start(&kr, r, t) + h * group,
-            start(&k8r, r, t) + h * group,
-            start(&ksr, r, t) + 2u32 * h,
+            start(&kr, &line) + h * group,
+            start(&k8r, &line) + h * group,
+            start(&ksr, &line) + 2u32 * h,
             angles,
             group,
             k_turn.floor,
@@ -422,8 +423,8 @@ pub(crate) fn heads(
         let first = (c - q_turn.heads - k_turn.heads) * group;
         let mut i = first + UNIT_POS;
         while i < first + group && i < values {
-            let x = v[(start(&vr, r, t) + i) as usize];
-            v16[(start(&v16r, r, t) + i) as usize] = to_fixed(x, value_shift);
+            let x = v[(start(&vr, &line) + i) as usize];
+            v16[(start(&v16r, &line) + i) as usize] = to_fixed(x, value_shift);
             i += units;
         }
     }
@@ -455,9 +456,10 @@ pub(crate) fn probabilities<N: Size>(
     #[comptime] scored: bool,
 ) {
     let (h, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
+    let t = line.t;
     let n = t + 1u32;
-    let to = start(&or, r, t) + h * n;
+    let to = start(&or, &line) + h * n;
 
     let mut top = i32::reinterpret(0x8000_0001u32);
     if comptime!(scored) {
@@ -471,16 +473,16 @@ pub(crate) fn probabilities<N: Size>(
         }
     } else {
         let kv = h / shared_by;
-        let query = (start(&qr, r, t) + h * group) / width;
-        let query_scale = start(&qsr, r, t) + 2u32 * h;
+        let query = (start(&qr, &line) + h * group) / width;
+        let query_scale = start(&qsr, &line) + 2u32 * h;
         let qm = u32::reinterpret(qs[query_scale as usize]);
         let qe = qs[(query_scale + 1u32) as usize];
         let mut j = UNIT_POS;
         while j < n {
-            let key_scale = j * ks_stride + 2u32 * kv;
+            let key_scale = (line.first + j) * ks_stride + 2u32 * kv;
             let m = qm * u32::reinterpret(ks[key_scale as usize]);
             let e = 0i32 - qe - ks[(key_scale + 1u32) as usize];
-            let key = (j * k_stride + kv * group) / width;
+            let key = ((line.first + j) * k_stride + kv * group) / width;
             let mut s = score::<N>(q, k, query, key, group / width, m, e, table, &after, width);
             if after.windowed == 1u32 {
                 s = windowed(s, j, t, u32::reinterpret(window[0]));

@@ -3,7 +3,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Rows, start};
+use super::{Rows, line, start};
 
 /// The constants of keccak-f's 24 rounds.
 pub(crate) const ROUND_CONSTANTS: [u64; 24] = round_constants();
@@ -212,15 +212,15 @@ pub(crate) fn pack(
     dc: Cut,
 ) {
     let (w, r, which) = (ABSOLUTE_POS_X, CUBE_POS_Y, CUBE_POS_Z);
-    let t = ctx[0] + r;
+    let line = line(ctx, r);
     if which == 0u32 {
-        pack_word(a, out, start(&ar, r, t), &ac, r, w);
+        pack_word(a, out, start(&ar, &line), &ac, r, w);
     } else if which == 1u32 {
-        pack_word(b, out, start(&br, r, t), &bc, r, w);
+        pack_word(b, out, start(&br, &line), &bc, r, w);
     } else if which == 2u32 {
-        pack_word(c, out, start(&cr, r, t), &cc, r, w);
+        pack_word(c, out, start(&cr, &line), &cc, r, w);
     } else {
-        pack_word(d, out, start(&dr, r, t), &dc, r, w);
+        pack_word(d, out, start(&dr, &line), &dc, r, w);
     }
 }
 

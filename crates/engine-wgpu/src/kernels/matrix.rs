@@ -12,7 +12,7 @@
 use cubecl::prelude::*;
 
 use super::arith::*;
-use super::{Rows, start};
+use super::{Rows, line, start};
 
 /// Rows of int8.
 pub(crate) const I8: u32 = 0;
@@ -77,13 +77,13 @@ pub(crate) fn embed(
     #[comptime] format: u32,
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
-    let token = ctx[(1u32 + r) as usize];
+    let token = ctx[(4u32 * r + 1u32) as usize];
     if i < n && token >= first_row && token - first_row < rows {
-        let t = ctx[0] + r;
+        let line = line(ctx, r);
         let row = token - first_row;
         let w = weight(weights, groups, i, row, padded_rows, format);
         let scale = scales[(scale_offset + row) as usize];
-        out[(start(&or, r, t) + i) as usize] = smulrs(w, scale & 65535u32, scale_shift(scale));
+        out[(start(&or, &line) + i) as usize] = smulrs(w, scale & 65535u32, scale_shift(scale));
     }
 }
 
@@ -128,7 +128,7 @@ pub(crate) fn linear<N: Size>(
         if r >= batch {
             r = batch - 1u32;
         }
-        starts[p as usize] = start(&ar, r, ctx[0] + r);
+        starts[p as usize] = start(&ar, &line(ctx, r));
         acc[p as usize] = Vector::new(0i32);
         if comptime!(format != I8) {
             low[p as usize] = Vector::new(0i32);
@@ -269,12 +269,12 @@ pub(crate) fn linear<N: Size>(
         for p in 0..tile {
             let r = r0 + p;
             if r < batch {
-                let t = ctx[0] + r;
-                let at = start(&sr, r, t);
+                let line = line(ctx, r);
+                let at = start(&sr, &line);
                 let am = u32::reinterpret(scale[at as usize]);
                 let ae = scale[(at + 1u32) as usize];
-                let o = start(&or, r, t) + first_row;
-                let d = start(&dr, r, t) + first_row;
+                let o = start(&or, &line) + first_row;
+                let d = start(&dr, &line) + first_row;
                 #[unroll]
                 for lane in 0..4u32 {
                     let row = 4u32 * quad + lane;
@@ -309,8 +309,8 @@ pub(crate) fn select(
     #[comptime] units: u32,
 ) {
     let r = CUBE_POS_X;
-    let t = ctx[0] + r;
-    let from = start(&lr, r, t);
+    let line = line(ctx, r);
+    let from = start(&lr, &line);
     let mut best = UNIT_POS;
     if best >= vocabulary {
         best = 0u32;
@@ -339,6 +339,6 @@ pub(crate) fn select(
                 best = index;
             }
         }
-        out[start(&or, r, t) as usize] = i32::reinterpret(best);
+        out[start(&or, &line) as usize] = i32::reinterpret(best);
     }
 }

@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::arith::*;
-use super::{Rows, start};
+use super::{Rows, line, start};
 
 /// `MAX_ABS`. Cubes: groups × rows; the units of a cube share a group.
 #[cube(launch_unchecked)]
@@ -18,8 +18,8 @@ pub(crate) fn max_abs(
     #[comptime] units: u32,
 ) {
     let (i, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
-    let from = start(&xr, r, t) + i * group;
+    let line = line(ctx, r);
+    let from = start(&xr, &line) + i * group;
     let mut max = floor;
     let mut k = UNIT_POS;
     while k < group {
@@ -39,7 +39,7 @@ pub(crate) fn max_abs(
                 max = m;
             }
         }
-        out[(start(&or, r, t) + i) as usize] = i32::reinterpret(max);
+        out[(start(&or, &line) + i) as usize] = i32::reinterpret(max);
     }
 }
 
@@ -58,9 +58,9 @@ pub(crate) fn sum_sq(
     #[comptime] units: u32,
 ) {
     let (i, r) = (CUBE_POS_X, CUBE_POS_Y);
-    let t = ctx[0] + r;
-    let from = start(&xr, r, t) + i * group;
-    let max_abs = u32::reinterpret(max[(start(&mr, r, t) + i * each) as usize]);
+    let line = line(ctx, r);
+    let from = start(&xr, &line) + i * group;
+    let max_abs = u32::reinterpret(max[(start(&mr, &line) + i * each) as usize]);
     let mut low = 0u32;
     let mut high = 0u32;
     let mut k = UNIT_POS;
@@ -81,7 +81,7 @@ pub(crate) fn sum_sq(
             low += lows[u as usize];
             high += highs[u as usize];
         }
-        let o = start(&or, r, t) + 2u32 * i;
+        let o = start(&or, &line) + 2u32 * i;
         out[o as usize] = i32::reinterpret(high + (low >> 16u32));
         out[(o + 1u32) as usize] = i32::reinterpret(low & 65535u32);
     }
@@ -103,9 +103,9 @@ pub(crate) fn rms(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < n {
-        let t = ctx[0] + r;
-        let max_abs = u32::reinterpret(max[(start(&mr, r, t) + i) as usize]);
-        let from = start(&sr, r, t) + 2u32 * groups * i;
+        let line = line(ctx, r);
+        let max_abs = u32::reinterpret(max[(start(&mr, &line) + i) as usize]);
+        let from = start(&sr, &line) + 2u32 * groups * i;
         let mut limb0 = 0u32;
         let mut limb1 = 0u32;
         let mut limb2 = 0u32;
@@ -125,7 +125,7 @@ pub(crate) fn rms(
         let high = limb2;
 
         let (root, sf) = root_of(low, high);
-        let o = start(&or, r, t) + 2u32 * i;
+        let o = start(&or, &line) + 2u32 * i;
         out[o as usize] = i32::reinterpret(root);
         out[(o + 1u32) as usize] = bitlen(max_abs) - 16i32 + (sf >> 1u32) as i32;
     }
@@ -148,12 +148,12 @@ pub(crate) fn norm_scale(
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     if i < scales {
-        let t = ctx[0] + r;
-        let max_abs = u32::reinterpret(a[(start(&ar, r, t) + i) as usize]);
-        let at = start(&rr, r, t) + 2u32 * i;
+        let line = line(ctx, r);
+        let max_abs = u32::reinterpret(a[(start(&ar, &line) + i) as usize]);
+        let at = start(&rr, &line) + 2u32 * i;
         let root = u32::reinterpret(rms[at as usize]);
         let (m, e) = divided_scale(max_abs, bits, root, rms[(at + 1u32) as usize]);
-        let o = start(&or, r, t) + 2u32 * i;
+        let o = start(&or, &line) + 2u32 * i;
         out[o as usize] = i32::reinterpret(m);
         out[(o + 1u32) as usize] = e + gain[n as usize];
     }
