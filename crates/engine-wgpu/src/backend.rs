@@ -17,7 +17,7 @@ use sworn_model::Model;
 use crate::GpuError;
 use crate::adapter::{Adapter, Selection};
 use crate::batch::{Done, Exports, Pending, Share, Wanted};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Products};
 use crate::loaded::Loaded;
 use crate::sequence::{Sequence, Sequences};
 
@@ -47,9 +47,20 @@ impl WgpuBackend {
     /// # Errors
     /// There is no such adapter, it fails, or it cannot hold the model.
     pub fn new(model: Arc<Model>, selection: &Selection) -> Result<Self> {
+        Self::with_products(model, selection, None)
+    }
+
+    /// [`Self::new`] with matrices multiplied in another way than the adapter's own.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_products(model: Arc<Model>, selection: &Selection, products: Option<Products>) -> Result<Self> {
         let (own, selection) = (model.clone(), selection.clone());
         let (worker, adapter) = Worker::start(move || {
-            let gpu = Gpu::open(&selection)?;
+            let mut gpu = Gpu::open(&selection)?;
+            if let Some(products) = products {
+                gpu.set_products(products);
+            }
             let adapter = gpu.adapter();
             tracing::debug!(%adapter, "uploading the model");
             Ok((State { loaded: Loaded::new(gpu, own)?, sequences: Sequences::new(), next: 0 }, adapter))

@@ -65,6 +65,7 @@ impl Gpu {
                 u32::from(quant.descriptor.bits),
                 u32::from(scale.descriptor.bits),
                 units,
+                quant.planes,
             )
         }
         Ok(())
@@ -100,6 +101,7 @@ impl Gpu {
                 c_e,
                 units,
                 constant,
+                quant.planes,
             )
         }
         Ok(())
@@ -158,11 +160,12 @@ impl Gpu {
         }
         let (x, xr) = quant.rows(0)?;
         let n = quant.descriptor.count(0) as u32;
+        let each = if quant.planes > 0 { 4 * units } else { units };
         // SAFETY: as above.
         unsafe {
             fused::quantise_long::launch_unchecked(
                 self.client(),
-                CubeCount::Static(n.div_ceil(units), first.batch, 1),
+                CubeCount::Static(n.div_ceil(each), first.batch, 1),
                 CubeDim::new_1d(units),
                 ctx(),
                 x,
@@ -179,6 +182,7 @@ impl Gpu {
                 u32::from(quant.descriptor.bits),
                 u32::from(scale.descriptor.bits),
                 scale.descriptor.params[0],
+                quant.planes,
             )
         }
         Ok(())

@@ -3,15 +3,18 @@
 //! Burn owns the device and the memory (every buffer is one of its tensors); the kernels reach the memory through the
 //! tensor's handle. No arithmetic of burn's is used.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 
 use burn::backend::wgpu::{CubeTensor, Wgpu};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use cubecl::CubeKernel;
 use cubecl::bytes::Bytes;
 use cubecl::client::Client;
 use cubecl::prelude::{BufferArg, CubeCount, CubeDim};
-use cubecl::server::{Handle, ServerError};
+use cubecl::server::{Handle, KernelArguments, ServerError};
 use sworn_isa::Descriptor;
 
 use crate::GpuError;
@@ -21,10 +24,23 @@ use crate::matrix::Matrix;
 
 /// Words past the end of every buffer: `LINEAR` reads whole quadruples of activations.
 const PADDING: usize = 4;
+/// Parameters that are kept; they are few unless batches of every size were seen.
+const MAX_PARAMETERS: usize = 4096;
 /// Most cubes along one dimension that every device allows.
 const MAX_CUBES: u32 = 65_535;
 
 type Result<T> = std::result::Result<T, GpuError>;
+
+/// How matrices are multiplied; the bits are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Products {
+    /// Word by word.
+    Words,
+    /// By packed dot products: from shared memory if the batch has many rows.
+    Dots,
+    /// By packed dot products from shared memory, however few rows there are.
+    Tiles,
+}
 
 /// An open device.
 pub(crate) struct Gpu {
@@ -32,6 +48,9 @@ pub(crate) struct Gpu {
     client: Client,
     adapter: &'static Adapter,
     split: bool,
+    products: Products,
+    /// Parameters of kernels that are not CubeCL's, by their words.
+    parameters: RefCell<HashMap<Vec<i32>, Buffer>>,
 }
 
 /// 32-bit words on the device.
@@ -105,6 +124,12 @@ impl Place {
         Place { stride, offset: 0, numbering: Numbering::Batch, tail: None }
     }
 
+    /// As kernels that are not CubeCL's are told.
+    pub(crate) fn words(self) -> [i32; 5] {
+        let (slab, len) = self.tail.unwrap_or((u32::MAX, 0));
+        [self.stride, self.offset, self.numbering as u32, slab, len].map(|w| w as i32)
+    }
+
     pub(crate) fn launch(self) -> RowsLaunch {
         let (slab, len) = self.tail.unwrap_or((u32::MAX, 0));
         RowsLaunch::new(self.stride, self.offset, self.numbering as u32, slab, len)
@@ -116,6 +141,8 @@ impl Place {
 pub(crate) enum Source<'a> {
     None,
     Rows(&'a Buffer, Place),
+    /// Activations in bytes, so many to an element; see [`crate::kernels::dot`].
+    Packed(&'a Buffer, Place, u32),
     /// Every slot's tensor, one after the other.
     Cache(&'a Buffer, u32),
     Table(&'a Buffer),
@@ -136,6 +163,8 @@ pub(crate) struct Call<'a> {
     pub(crate) operands: [Source<'a>; 4],
     pub(crate) out: &'a Buffer,
     pub(crate) place: Place,
+    /// 0: the output has a word to an element; otherwise it is packed to so many bytes.
+    pub(crate) planes: u32,
 }
 
 impl Call<'_> {
@@ -149,6 +178,15 @@ impl Call<'_> {
     pub(crate) fn rows(&self, k: usize) -> Result<(BufferArg, RowsLaunch)> {
         match self.operands[k] {
             Source::Rows(buffer, place) => Ok((buffer.arg(), place.launch())),
+            _ => Err(self.malformed()),
+        }
+    }
+
+    /// The buffer of rows and where they lie; a table is the same for every row.
+    pub(crate) fn places(&self, k: usize) -> Result<(&Buffer, Place)> {
+        match self.operands[k] {
+            Source::Rows(buffer, place) => Ok((buffer, place)),
+            Source::Table(buffer) => Ok((buffer, Place::batch(0))),
             _ => Err(self.malformed()),
         }
     }
@@ -203,7 +241,10 @@ impl Gpu {
         let device = adapter::device(adapter)?;
         let probe = Tensor::<1, Int>::empty([1], (&device, DType::I32));
         let client = primitive(probe)?.client;
-        Ok(Gpu { device, client, adapter, split: adapter.is_gpu() })
+        let (split, parameters) = (adapter.is_gpu(), RefCell::default());
+        // A software adapter has no such instruction.
+        let products = if split { Products::Dots } else { Products::Words };
+        Ok(Gpu { device, client, adapter, split, products, parameters })
     }
 
     /// Queues kernels.
@@ -233,6 +274,42 @@ impl Gpu {
     /// Whether matrix products are split over the columns, as on a GPU.
     pub(crate) fn set_split(&mut self, split: bool) {
         self.split = split;
+    }
+
+    /// How matrices are multiplied.
+    pub(crate) fn products(&self) -> Products {
+        self.products
+    }
+
+    /// Multiplies matrices like this: to be said before a model is loaded.
+    pub(crate) fn set_products(&mut self, products: Products) {
+        self.products = products;
+    }
+
+    /// Queues a kernel that is not CubeCL's. `buffers` are its bindings; one more holds `parameters`.
+    pub(crate) fn launch_source(
+        &self,
+        kernel: impl CubeKernel + 'static,
+        cubes: CubeCount,
+        buffers: &[&Buffer],
+        parameters: Vec<i32>,
+    ) -> Result<()> {
+        let mut known = self.parameters.borrow_mut();
+        if known.len() >= MAX_PARAMETERS {
+            known.clear();
+        }
+        let own = match known.get(&parameters) {
+            Some(buffer) => buffer.clone(),
+            None => {
+                let buffer = self.upload(parameters.clone())?;
+                known.insert(parameters, buffer.clone());
+                buffer
+            }
+        };
+        let all = buffers.iter().copied().chain([&own]);
+        let arguments = all.fold(KernelArguments::new(), |a, b| a.with_buffer(b.handle().binding()));
+        self.client.launch(Box::new(kernel), cubes, arguments);
+        Ok(())
     }
 
     /// Most words of one buffer.

@@ -19,6 +19,7 @@
 
 pub(crate) mod arith;
 pub(crate) mod attention;
+pub(crate) mod dot;
 pub(crate) mod elementwise;
 pub(crate) mod fused;
 pub(crate) mod keccak;

@@ -4,11 +4,15 @@ use cubecl::prelude::{BufferArg, CubeCount, CubeDim};
 use sworn_isa::{Opcode, RowFormat};
 
 use crate::GpuError;
-use crate::gpu::{Buffer, Call, Gpu, Place};
+use crate::gpu::{Buffer, Call, Gpu, Place, Products, Source};
 use crate::kernels::attention::AfterLaunch;
+use crate::kernels::dot::{Dot, Tile};
 use crate::kernels::{FOLD, UNITS, attention, elementwise, matrix, norm};
 
 type Result<T> = std::result::Result<T, GpuError>;
+
+/// From so many positions on, products come from tiles in shared memory.
+const MANY: u32 = 24;
 
 /// The kernels' code of a row format.
 fn code(format: RowFormat) -> u32 {
@@ -448,6 +452,9 @@ impl Gpu {
     pub(crate) fn linear(&self, call: &Call<'_>, add: Option<(&Call<'_>, usize)>) -> Result<()> {
         let p = call.descriptor.params;
         let m = call.matrix(2)?;
+        if let Source::Packed(a, place, planes) = call.operands[0] {
+            return self.dot(call, add, (a, place, planes));
+        }
         let tile = match call.batch {
             1 => 1,
             2..=4 => 4,
@@ -498,6 +505,41 @@ impl Gpu {
                     splits,
                 )
             }
+        }
+        Ok(())
+    }
+
+    /// [`Self::linear`] of packed activations.
+    fn dot(
+        &self,
+        call: &Call<'_>,
+        add: Option<(&Call<'_>, usize)>,
+        (a, ar, planes): (&Buffer, Place, u32),
+    ) -> Result<()> {
+        let m = call.matrix(2)?;
+        let (lanes, splits) = if self.splits() { (8, 16) } else { (16, 1) };
+        let few = |positions| Tile::Few { positions, lanes, splits };
+        let tile = match call.batch {
+            _ if self.products() == Products::Tiles => Tile::Many,
+            1 => few(1),
+            2..=4 => few(4),
+            5..MANY => few(8),
+            _ => Tile::Many,
+        };
+        let kernel = Dot { format: m.format, planes, add: add.is_some(), tile };
+        let (s, sr) = call.places(1)?;
+        let (d, dr) = match add {
+            Some((sum, k)) => sum.places(k)?,
+            None => (s, sr),
+        };
+        let target = add.map_or(call, |(sum, _)| sum);
+        for part in &m.parts {
+            let mut parameters = [ar, sr, dr, target.place].map(Place::words).concat();
+            let scales = (call.descriptor.params[1] as u32) * part.padded_rows();
+            let rest = [call.batch, m.words_per_row, part.quads, part.first, part.rows, scales];
+            parameters.extend(rest.map(|w| w as i32));
+            let buffers = [call.ctx, a, s, &part.words, &part.groups, &part.scales, d, target.out];
+            self.launch_source(kernel, kernel.cubes(part.quads, call.batch), &buffers, parameters)?;
         }
         Ok(())
     }

@@ -23,6 +23,7 @@ mod staging;
 
 pub use adapter::{Adapter, AdapterKind, Selection, probe};
 pub use backend::WgpuBackend;
+pub use gpu::Products;
 pub use matrix::PackedRows;
 pub use single::{Kernels, Single, Values};
 

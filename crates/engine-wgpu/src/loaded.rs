@@ -9,9 +9,9 @@ use sworn_isa::{Opcode, OperandKind, Section, SectionKind};
 use sworn_model::Model;
 
 use crate::GpuError;
-use crate::gpu::{Buffer, Gpu};
+use crate::gpu::{Buffer, Gpu, Products};
 use crate::matrix::{Matrix, PackedRows};
-use crate::plan::{Run, Step, plan};
+use crate::plan::{Run, Step, packed, plan};
 use crate::pool::Pool;
 use crate::scratch::Scratch;
 
@@ -30,6 +30,8 @@ pub(crate) struct Loaded {
     pub(crate) sections: [Section; 3],
     /// The sections' runs.
     pub(crate) plans: [Vec<Step>; 3],
+    /// Per section and operator: bytes of an element where they are packed, 0 where an element is a word.
+    pub(crate) packed: [Vec<u32>; 3],
     /// Per section and export: whether a CACHE operand reads it, so that all positions are kept.
     pub(crate) kept: [Vec<bool>; 3],
     /// How tokens are sampled, where the model can.
@@ -49,6 +51,10 @@ impl Loaded {
         let [embedding, block, _] = model.program().sections.clone();
         let sections = [embedding, block, head];
         let plans = [0, 1, 2].map(|k| plan(&sections[k], gpu.bindings()));
+        let packed = [0, 1, 2].map(|k| match gpu.products() {
+            Products::Words => vec![0; sections[k].ops.len()],
+            _ => packed(&sections[k], &plans[k]),
+        });
         let kept: [Vec<bool>; 3] = [0, 1, 2].map(|k| {
             let section: &Section = &sections[k];
             let reads = |e: usize| {
@@ -76,8 +82,21 @@ impl Loaded {
                 "its head has log-probabilities in another arrangement than importers write".into(),
             ));
         }
-        let mut loaded =
-            Loaded { gpu, model, matrices, stacks, tables, sections, plans, kept, tail, log_probs, pool, scratch };
+        let mut loaded = Loaded {
+            gpu,
+            model,
+            matrices,
+            stacks,
+            tables,
+            sections,
+            plans,
+            packed,
+            kept,
+            tail,
+            log_probs,
+            pool,
+            scratch,
+        };
         for layer in 0..=loaded.model.layers() + 1 {
             loaded.upload(layer)?;
         }

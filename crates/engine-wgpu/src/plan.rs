@@ -75,6 +75,30 @@ pub(crate) fn plan(section: &Section, bindings: u32) -> Vec<Step> {
     steps
 }
 
+/// Bytes per element of each operator's output where it is packed for dot products: of a `QUANT` that only `LINEAR` reads, as
+/// its activations, and that a run computes whose kernel packs. 0 for every other.
+pub(crate) fn packed(section: &Section, steps: &[Step]) -> Vec<u32> {
+    let mut planes = vec![0; section.ops.len()];
+    for step in steps {
+        let groups = match step.run {
+            Run::Norm { .. } | Run::Long { .. } => 1,
+            Run::Quantise { group, .. } => section.ops[step.ops.end - 2].count(0) / u64::from(group.max(1)),
+            _ => continue,
+        };
+        let op = step.ops.end - 2;
+        let d = &section.ops[op];
+        let group = d.count(0) / groups.max(1);
+        let mut readers = section.ops.iter().flat_map(|d| d.operands.iter().enumerate().map(move |(k, o)| (d, k, o)));
+        let only_products = readers.all(|(d, k, o)| {
+            o.kind != OperandKind::Op || o.index as usize != op || (d.opcode == Opcode::Linear && k == 0)
+        });
+        if !d.export && only_products && (groups == 1 || group.is_multiple_of(4)) {
+            planes[op] = if d.bits == 8 { 1 } else { 2 };
+        }
+    }
+    planes
+}
+
 /// Whether `o` reads operator `op` as a whole.
 fn reads(o: &Operand, op: usize) -> bool {
     o.kind == OperandKind::Op && o.index as usize == op && !o.tail

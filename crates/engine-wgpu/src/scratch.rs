@@ -46,6 +46,11 @@ pub(crate) fn stride(d: &Descriptor, positions: u32) -> u32 {
     (d.count(positions - 1) as u32).next_multiple_of(4)
 }
 
+/// Words from one row to the next of packed activations.
+fn packed_stride(d: &Descriptor, planes: u32) -> u32 {
+    (planes * (d.count(0) as u32).div_ceil(4)).next_multiple_of(4)
+}
+
 impl Scratch {
     fn new(loaded: &Loaded, shape: Shape) -> Result<Self> {
         let Shape { rows, positions, exports } = shape;
@@ -60,9 +65,16 @@ impl Scratch {
                     side_by_side(gpu, &ops[step.ops.clone()], rows, outputs)?;
                     continue;
                 }
-                for d in &ops[step.ops.clone()] {
-                    let place = Place::batch(stride(d, positions));
-                    outputs.push(if d.export { None } else { Some((buffer(d, rows)?, place)) });
+                for op in step.ops.clone() {
+                    let (d, planes) = (&ops[op], loaded.packed[kind][op]);
+                    outputs.push(match (d.export, planes) {
+                        (true, _) => None,
+                        (_, 0) => Some((buffer(d, rows)?, Place::batch(stride(d, positions)))),
+                        _ => {
+                            let words = packed_stride(d, planes);
+                            Some((gpu.empty(rows as usize * words as usize)?, Place::batch(words)))
+                        }
+                    });
                 }
             }
         }

@@ -122,8 +122,9 @@ impl Loaded {
                 for (source, o) in operands.iter_mut().zip(&d.operands) {
                     *source = memory.source(d, o, step.run == Run::Project)?;
                 }
-                let (out, place) = memory.output(op)?;
-                calls.push(Call { descriptor: d, ctx: at.ctx, batch: at.rows, last: at.last, operands, out, place });
+                let ((out, place), planes) = (memory.output(op)?, self.packed[kind as usize][op]);
+                let (ctx, batch, last) = (at.ctx, at.rows, at.last);
+                calls.push(Call { descriptor: d, ctx, batch, last, operands, out, place, planes });
             }
             self.gpu.launch_run(step.run, &calls)?;
         }
@@ -174,7 +175,10 @@ impl<'a> Memory<'a> {
                 let (buffer, place) = self.output(o.index as usize)?;
                 // The last slab has as many elements as one step of the reduction.
                 let tail = o.tail.then(|| (u32::from(o.stride), (from.outer * from.inner)));
-                Source::Rows(buffer, Place { tail, ..place })
+                match self.loaded.packed[self.kind as usize][o.index as usize] {
+                    0 => Source::Rows(buffer, Place { tail, ..place }),
+                    planes => Source::Packed(buffer, place, planes),
+                }
             }
             OperandKind::Prev => {
                 let layer = self.at.layer.checked_sub(1).ok_or_else(|| none("layer before"))?;

@@ -1,11 +1,11 @@
 //! Single operators on given operands: what the differential tests and a self-test run.
 
 use cubecl::server::Handle;
-use sworn_isa::{Descriptor, OperandKind};
+use sworn_isa::{Descriptor, Opcode, OperandKind};
 
 use crate::GpuError;
 use crate::adapter::{Adapter, Selection};
-use crate::gpu::{Buffer, Call, Gpu, Place, Source};
+use crate::gpu::{Buffer, Call, Gpu, Place, Products, Source};
 use crate::matrix::{Matrix, PackedRows};
 
 /// One operand's values.
@@ -63,6 +63,13 @@ impl Kernels {
         self
     }
 
+    /// Multiplies matrices like this.
+    #[must_use]
+    pub fn with_products(mut self, products: Products) -> Self {
+        self.gpu.set_products(products);
+        self
+    }
+
     /// The device.
     pub fn adapter(&self) -> &'static Adapter {
         self.gpu.adapter()
@@ -90,8 +97,10 @@ impl Kernels {
         let words = |v: &[i64]| self.gpu.upload(v.iter().map(|x| *x as i32).collect());
         let first = keep.len();
         keep.push(Kept::Buffer(Box::new(words(&[i64::from(s.t), i64::from(token.unwrap_or(0)), 0, 0])?)));
-        for values in &s.operands {
+        let packs = |k: usize| self.gpu.products() != Products::Words && d.opcode == Opcode::Linear && k == 0;
+        for (k, values) in s.operands.iter().enumerate() {
             keep.push(match values {
+                Values::Tensor(v) if packs(k) => Kept::Buffer(Box::new(self.gpu.upload(packed(v, planes(d)))?)),
                 Values::Tensor(v) => Kept::Buffer(Box::new(words(v)?)),
                 Values::Cache(rows) => Kept::Buffer(Box::new(words(&rows.concat())?)),
                 Values::Rows(m) => Kept::Matrix(Matrix::upload(&self.gpu, &[*m], self.most_rows)?),
@@ -110,6 +119,10 @@ impl Kernels {
                     }
                     let tail = o.tail.then(|| (u32::from(o.stride), d.operand_elements(k, s.t).unwrap_or(0) as u32));
                     match o.kind {
+                        _ if packs(k) => {
+                            let (planes, words) = (planes(d), b.words() as u32);
+                            Source::Packed(b, Place::batch(words), planes)
+                        }
                         OperandKind::Table => Source::Table(b),
                         _ => Source::Rows(b, Place { tail, ..Place::batch(v.len() as u32) }),
                     }
@@ -132,9 +145,27 @@ impl Kernels {
         let len = d.count(s.t) as usize;
         let out = self.gpu.empty(len)?;
         let place = Place::batch(len as u32);
-        self.gpu.launch(&Call { descriptor: d, ctx, batch: 1, last: s.t, operands, out: &out, place })?;
+        self.gpu.launch(&Call { descriptor: d, ctx, batch: 1, last: s.t, operands, out: &out, place, planes: 0 })?;
         Ok((out, len))
     }
+}
+
+/// Bytes of one of a `LINEAR`'s activations.
+fn planes(d: &Descriptor) -> u32 {
+    d.operands[0].dtype.width() as u32
+}
+
+/// Activations as [`crate::kernels::dot`] reads them.
+fn packed(v: &[i64], planes: u32) -> Vec<i32> {
+    let bytes = |four: &[i64], right: u32| {
+        let byte = |(i, x): (usize, &i64)| ((x >> right) as u32 & 255) << (8 * i);
+        four.iter().enumerate().map(byte).sum::<u32>() as i32
+    };
+    let word = |four: &[i64]| match planes {
+        1 => vec![bytes(four, 0)],
+        _ => vec![bytes(four, 8), bytes(four, 0)],
+    };
+    v.chunks(4).flat_map(word).collect()
 }
 
 /// What must live until the launch was queued.

@@ -6,9 +6,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sworn_commit::RunParams;
-use sworn_engine::{Backend, Cpu, ExportSink, Request, Work, audit, generate};
-use sworn_engine_wgpu::{Selection, WgpuBackend};
+use sworn_commit::{Hash, RunParams, tensor, trace};
+use sworn_engine::{Backend, Cpu, EngineError, ExportSink, Request, Work, audit, generate};
+use sworn_engine_wgpu::{Products, Selection, WgpuBackend};
 use sworn_isa::Sampling;
 use sworn_model::small::{Family, Layout, write};
 use sworn_model::{ImportOptions, Model, import};
@@ -20,7 +20,11 @@ fn imported(family: Family, layout: Layout) -> Arc<Model> {
 }
 
 fn wgpu(model: &Arc<Model>) -> WgpuBackend {
-    WgpuBackend::new(model.clone(), &Selection::Best).unwrap_or_else(|e| panic!("{e}"))
+    wgpu_with(model, Products::Words)
+}
+
+fn wgpu_with(model: &Arc<Model>, products: Products) -> WgpuBackend {
+    WgpuBackend::with_products(model.clone(), &Selection::Best, Some(products)).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// Longer than the windows of the families that have one.
@@ -85,9 +89,14 @@ fn run(backend: &dyn Backend, run: RunParams, cuts: &[usize]) -> (Vec<u32>, Ever
 
 fn check(family: Family, layout: Layout) {
     let model = imported(family, layout);
-    let (cpu, gpu) = (Cpu::new(model.clone()).unwrap(), wgpu(&model));
+    let cpu = Cpu::new(model.clone()).unwrap();
     let what = |how: &str| format!("{} {layout:?}, {how}", family.name());
-    for (how, params) in [("greedy", RunParams::default()), ("sampled", sampled(9))] {
+    let ways = [
+        ("greedy, word by word", RunParams::default(), Products::Words),
+        ("sampled, by dot products", sampled(9), Products::Dots),
+    ];
+    for (how, params, products) in ways {
+        let gpu = wgpu_with(&model, products);
         let (tokens, all) = run(&cpu, params, &[]);
         // At once; token by token after a prefill; in pieces that fill no tile.
         for cuts in [&[][..], &[31, 1, 1, 1, 1, 1, 1, 1, 1], &[3, 17, 1]] {
@@ -176,4 +185,62 @@ fn several_sessions_at_once_get_what_each_would_alone() {
     for (k, (got, want)) in got.1.iter().zip(&want.1).enumerate() {
         got.assert_same(want, &format!("session {k}"));
     }
+}
+
+/// Keeps leaves, hashed here where the backend gives tensors, and can fail.
+struct Leaves {
+    hashed: bool,
+    fails: bool,
+    leaves: BTreeMap<(u16, u32), Hash>,
+}
+
+impl ExportSink for Leaves {
+    fn export(&mut self, layer: u16, position: u32, tensors: &[&[u8]]) -> sworn_engine::Result<()> {
+        let roots: Vec<Hash> = tensors.iter().map(|t| tensor::tensor_root(t)).collect();
+        self.leaf(layer, position, trace::leaf(&roots))
+    }
+
+    fn wants_leaves(&self) -> bool {
+        self.hashed
+    }
+
+    fn leaf(&mut self, layer: u16, position: u32, leaf: Hash) -> sworn_engine::Result<()> {
+        if self.fails && layer == 1 {
+            return Err(EngineError::Request("this sink is full".into()));
+        }
+        self.leaves.insert((layer, position), leaf);
+        Ok(())
+    }
+}
+
+#[test]
+fn one_batch_serves_sinks_of_every_kind_and_survives_one_that_fails() {
+    let model = imported(Family::Llama3, Layout::Blocks);
+    let (cpu, gpu) = (Cpu::new(model.clone()).unwrap(), wgpu_with(&model, Products::Dots));
+    let tokens = tokens();
+    // Tensors, leaves, nothing but a failure, leaves.
+    let kinds = [(false, false), (true, false), (false, true), (true, false)];
+    let [want, got] = [&cpu as &dyn Backend, &gpu].map(|backend| {
+        let mut sessions: Vec<_> = kinds.iter().map(|_| backend.session(64).unwrap()).collect();
+        let sink = |(hashed, fails): &(bool, bool)| Leaves { hashed: *hashed, fails: *fails, leaves: BTreeMap::new() };
+        let mut sinks: Vec<_> = kinds.iter().map(sink).collect();
+        let mut selected = Vec::new();
+        for part in [&tokens[..11], &tokens[11..12], &tokens[12..14]] {
+            let mut work: Vec<Work<'_>> = Vec::new();
+            for (session, sink) in sessions.iter_mut().zip(&mut sinks) {
+                work.push(Work { session: &mut **session, tokens: part, head_from: 3, sink });
+            }
+            selected.push(backend.extend_many(&mut work).into_iter().map(|r| r.ok()).collect::<Vec<_>>());
+        }
+        assert_eq!(sessions.iter().map(|s| s.len()).collect::<Vec<_>>(), [14, 14, 0, 14]);
+        // The session whose sink failed can be used on, and others can come and go.
+        sessions.truncate(3);
+        let mut all = Everything::default();
+        selected.push(vec![Some(sessions[2].extend(&tokens, 0, &mut all).unwrap())]);
+        (selected, sinks.into_iter().filter(|s| !s.fails).map(|s| s.leaves).collect::<Vec<_>>(), all)
+    });
+    assert!(want.0[0][2].is_none() && want.1[0] == want.1[1] && want.1[0] == want.1[2] && !want.1[0].is_empty());
+    assert_eq!(got.0, want.0);
+    assert_eq!(got.1, want.1);
+    got.2.assert_same(&want.2, "after a failure");
 }

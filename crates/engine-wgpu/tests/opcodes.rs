@@ -8,7 +8,7 @@
 mod cases;
 
 use cases::{Case, OperandData, Row, cases};
-use sworn_engine_wgpu::{Kernels, PackedRows, Selection, Single, Values};
+use sworn_engine_wgpu::{Kernels, PackedRows, Products, Selection, Single, Values};
 use sworn_isa::Opcode;
 
 const ELEMENTS: usize = 10_000;
@@ -100,6 +100,17 @@ fn products_split_over_the_columns_are_the_same() {
         let (elements, _) = check(&kernels().with_split_columns(split), Opcode::Linear, 4);
         assert!(elements >= ELEMENTS);
     }
+}
+
+#[test]
+fn packed_dot_products_are_the_same() {
+    for (split, products) in [(true, Products::Dots), (false, Products::Dots), (true, Products::Tiles)] {
+        let kernels = kernels().with_split_columns(split).with_products(products);
+        let (elements, operators) = check(&kernels, Opcode::Linear, 5);
+        eprintln!("{products:?}: {elements} elements of {operators} products equal");
+    }
+    let (elements, _) = check(&kernels().with_products(Products::Dots).with_rows_per_binding(4), Opcode::Linear, 6);
+    assert!(elements >= ELEMENTS);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use sworn_engine::{Backend, Cpu, ExportSink};
-use sworn_engine_wgpu::{Selection, WgpuBackend};
+use sworn_engine_wgpu::{Products, Selection, WgpuBackend};
 use sworn_model::{Message, Model, pull, store::sworn_home};
 
 /// What a run exported, in an order that does not depend on the backend.
@@ -43,24 +43,27 @@ fn smollm2_gives_the_bytes_of_the_cpu_backend() {
     let new = 6;
 
     let (want, all, _) = answer(&Cpu::new(model.clone()).unwrap(), &prompt, new);
-    let start = Instant::now();
-    let gpu = WgpuBackend::new(model, &Selection::Best).unwrap_or_else(|e| panic!("{e}"));
-    let load = start.elapsed().as_secs_f64();
-    // The first run compiles the kernels; the second one is what a node sees.
-    let (first, same, cold) = answer(&gpu, &prompt, new);
-    let (second, _, warm) = answer(&gpu, &prompt, new);
-    assert_eq!(first, want);
-    assert_eq!(second, want);
-    assert_eq!(same.0.len(), all.0.len());
-    for (at, bytes) in &all.0 {
-        assert!(same.0.get(at) == Some(bytes), "layer {}, position {}: exports differ", at.0, at.1);
-    }
     let bytes: usize = all.0.values().map(Vec::len).sum();
-    eprintln!("{}: upload {load:.1} s, kernels {:.1} s", gpu.device(), cold[0] - warm[0]);
-    eprintln!(
-        "prefill {:.1} tok/s, decode {:.1} tok/s; {bytes} exported bytes and {} tokens equal",
-        prompt.len() as f64 / warm[0],
-        (new - 1) as f64 / warm[1],
-        want.len()
-    );
+    for products in [Products::Words, Products::Dots] {
+        let start = Instant::now();
+        let gpu = WgpuBackend::with_products(model.clone(), &Selection::Best, Some(products));
+        let gpu = gpu.unwrap_or_else(|e| panic!("{e}"));
+        let load = start.elapsed().as_secs_f64();
+        // The first run compiles the kernels; the second one is what a node sees.
+        let (first, same, cold) = answer(&gpu, &prompt, new);
+        let (second, _, warm) = answer(&gpu, &prompt, new);
+        assert_eq!(first, want);
+        assert_eq!(second, want);
+        assert_eq!(same.0.len(), all.0.len());
+        for (at, bytes) in &all.0 {
+            assert!(same.0.get(at) == Some(bytes), "{products:?}, layer {}, position {}: exports differ", at.0, at.1);
+        }
+        eprintln!("{}, {products:?}: upload {load:.1} s, kernels {:.1} s", gpu.device(), cold[0] - warm[0]);
+        eprintln!(
+            "prefill {:.1} tok/s, decode {:.1} tok/s; {bytes} exported bytes and {} tokens equal",
+            prompt.len() as f64 / warm[0],
+            (new - 1) as f64 / warm[1],
+            want.len()
+        );
+    }
 }

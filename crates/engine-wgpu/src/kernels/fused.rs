@@ -7,6 +7,51 @@ use super::arith::*;
 use super::attention::{After, score};
 use super::{Rows, line, start};
 
+/// The low byte of `q` as byte `b` of a word.
+#[cube]
+fn byte_at(q: u32, #[comptime] b: u32) -> u32 {
+    (q & 255u32) << comptime!(8 * b)
+}
+
+/// Word `k` of a row of packed activations that begins at `to`: the low bytes of four of them and, where there are two planes,
+/// the high ones before. See [`super::dot`].
+#[cube]
+fn store(out: &mut [i32], to: u32, k: u32, low: u32, high: u32, #[comptime] planes: u32) {
+    if comptime!(planes == 1) {
+        out[(to + k) as usize] = i32::reinterpret(low);
+    } else {
+        out[(to + 2u32 * k) as usize] = i32::reinterpret(high);
+        out[(to + 2u32 * k + 1u32) as usize] = i32::reinterpret(low);
+    }
+}
+
+/// Elements 4·k to 4·k + 3 of x, of which there are `n`, quantised and stored as [`store`] does.
+#[cube]
+fn quantise_word(
+    x: &[i32],
+    from: u32,
+    n: u32,
+    k: u32,
+    max: u32,
+    bits: u32,
+    out: &mut [i32],
+    to: u32,
+    #[comptime] planes: u32,
+) {
+    let mut low = 0u32;
+    let mut high = 0u32;
+    #[unroll]
+    for b in 0..4u32 {
+        let i = 4u32 * k + b;
+        if i < n {
+            let q = u32::reinterpret(quant(x[(from + i) as usize], max, bits));
+            low = low | byte_at(q, b);
+            high = high | byte_at(q >> 8u32, b);
+        }
+    }
+    store(out, to, k, low, high, planes);
+}
+
 /// The largest of what the units hold, for all of them.
 #[cube]
 fn shared_max(own: u32, #[comptime] units: u32) -> u32 {
@@ -77,6 +122,7 @@ pub(crate) fn norm(
     bits: u32,
     scale_bits: u32,
     #[comptime] units: u32,
+    #[comptime] planes: u32,
 ) {
     let r = CUBE_POS_X;
     let line = line(ctx, r);
@@ -114,11 +160,31 @@ pub(crate) fn norm(
     let v_max = shared_max(top, units);
 
     let to = start(&or, &line);
-    let mut k = UNIT_POS;
-    while k < n {
-        let v = smul15(x[(from + k) as usize], gain[k as usize]);
-        out[(to + k) as usize] = quant(v, v_max, bits);
-        k += units;
+    if comptime!(planes == 0) {
+        let mut k = UNIT_POS;
+        while k < n {
+            let v = smul15(x[(from + k) as usize], gain[k as usize]);
+            out[(to + k) as usize] = quant(v, v_max, bits);
+            k += units;
+        }
+    } else {
+        let mut k = UNIT_POS;
+        while 4u32 * k < n {
+            let mut low = 0u32;
+            let mut high = 0u32;
+            #[unroll]
+            for b in 0..4u32 {
+                let i = 4u32 * k + b;
+                if i < n {
+                    let v = smul15(x[(from + i) as usize], gain[i as usize]);
+                    let q = u32::reinterpret(quant(v, v_max, bits));
+                    low = low | byte_at(q, b);
+                    high = high | byte_at(q >> 8u32, b);
+                }
+            }
+            store(out, to, k, low, high, planes);
+            k += units;
+        }
     }
 
     if UNIT_POS == 0u32 {
@@ -169,6 +235,7 @@ pub(crate) fn quantise(
     c_e: i32,
     #[comptime] units: u32,
     #[comptime] constant: bool,
+    #[comptime] planes: u32,
 ) {
     let (g, r) = (CUBE_POS_X, CUBE_POS_Y);
     let line = line(ctx, r);
@@ -183,11 +250,21 @@ pub(crate) fn quantise(
         i += units;
     }
     let max = shared_max(own, units);
-    let to = start(&or, &line) + g * group;
-    let mut k = UNIT_POS;
-    while k < group {
-        out[(to + k) as usize] = quant(x[(from + k) as usize], max, bits);
-        k += units;
+    if comptime!(planes == 0) {
+        let to = start(&or, &line) + g * group;
+        let mut k = UNIT_POS;
+        while k < group {
+            out[(to + k) as usize] = quant(x[(from + k) as usize], max, bits);
+            k += units;
+        }
+    } else {
+        // Several groups are whole words each.
+        let to = start(&or, &line) + g * (group / 4u32) * planes;
+        let mut k = UNIT_POS;
+        while 4u32 * k < group {
+            quantise_word(x, from, group, k, max, bits, out, to, planes);
+            k += units;
+        }
     }
     if UNIT_POS == 0u32 {
         let s = start(&sr, &line) + 2u32 * g;
@@ -236,8 +313,8 @@ pub(crate) fn activate(
     }
 }
 
-/// `QUANT` and `QUANT_SCALE` of a whole vector, whose maximum is the largest of `maxima` values and `floor`. Cubes: elements ×
-/// rows.
+/// `QUANT` and `QUANT_SCALE` of a whole vector, whose maximum is the largest of `maxima` values and `floor`. Cubes: elements, or
+/// words of packed ones, × rows.
 #[cube(launch_unchecked)]
 pub(crate) fn quantise_long(
     ctx: &[u32],
@@ -255,6 +332,7 @@ pub(crate) fn quantise_long(
     bits: u32,
     scale_bits: u32,
     exponent: i32,
+    #[comptime] planes: u32,
 ) {
     let (i, r) = (ABSOLUTE_POS_X, CUBE_POS_Y);
     let line = line(ctx, r);
@@ -266,8 +344,12 @@ pub(crate) fn quantise_long(
             top = m;
         }
     }
-    if i < n {
-        out[(start(&or, &line) + i) as usize] = quant(x[(start(&xr, &line) + i) as usize], top, bits);
+    if comptime!(planes == 0) {
+        if i < n {
+            out[(start(&or, &line) + i) as usize] = quant(x[(start(&xr, &line) + i) as usize], top, bits);
+        }
+    } else if 4u32 * i < n {
+        quantise_word(x, start(&xr, &line), n, i, top, bits, out, start(&or, &line), planes);
     }
     if i == 0u32 {
         let s = start(&sr, &line);
