@@ -119,12 +119,14 @@ impl Loaded {
                 Run::Project => {
                     let stack: Vec<_> = weights.iter().map(|i| rows(*i)).collect();
                     self.stacks.insert(weights[0], Matrix::upload(&self.gpu, &stack, usize::MAX)?);
+                    weights.iter().for_each(|i| self.model.release_weight(*i));
                 }
                 _ => {
                     for i in weights {
                         let matrix = grown(&mut self.matrices, i);
                         if matrix.is_none() {
                             *matrix = Some(Matrix::upload(&self.gpu, &[rows(i)], usize::MAX)?);
+                            self.model.release_weight(i);
                         }
                     }
                 }

@@ -324,7 +324,11 @@ impl<'a> Executor<'a> {
     /// The matrix rearranged, where there are instructions for that.
     fn packed(&self, layer: u16, d: &Descriptor, operand: usize, m: &Matrix<'_>) -> Option<&'a Packed> {
         let number = Model::resolve(&d.operands[operand], layer);
-        if self.simd.has_blocks() { self.packs.get(number, m, self.team, self.simd) } else { None }
+        if !self.simd.has_blocks() {
+            return None;
+        }
+        // The copy is what is read from now on.
+        self.packs.get(number, m, self.team, self.simd, || self.model.release_weight(number))
     }
 
     fn linear(&self, layer: u16, kind: SectionKind, group: &Linears, lanes: &mut [Lane<'_>]) -> Result<()> {

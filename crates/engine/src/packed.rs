@@ -126,8 +126,21 @@ impl Packs {
         Packs((0..n).map(|_| OnceLock::new()).collect())
     }
 
-    /// Matrix number `i`, which is `m`; `None` if it was rearranged with another of its scale pairs.
-    pub(crate) fn get(&self, i: usize, m: &Matrix<'_>, team: &Team, simd: Simd) -> Option<&Packed> {
-        Some(self.0.get(i)?.get_or_init(|| Packed::new(m, team, simd))).filter(|p| p.fits(m))
+    /// Matrix number `i`, which is `m`; `None` if it was rearranged with another of its scale pairs. `rearranged` is called right
+    /// after it was.
+    pub(crate) fn get(
+        &self,
+        i: usize,
+        m: &Matrix<'_>,
+        team: &Team,
+        simd: Simd,
+        rearranged: impl FnOnce(),
+    ) -> Option<&Packed> {
+        let packed = self.0.get(i)?.get_or_init(|| {
+            let packed = Packed::new(m, team, simd);
+            rearranged();
+            packed
+        });
+        Some(packed).filter(|p| p.fits(m))
     }
 }

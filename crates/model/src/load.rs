@@ -270,6 +270,21 @@ impl Model {
         }
     }
 
+    /// Says that matrix `i` will hardly be read any more: its pages no longer count as this process's memory. Reading it is as
+    /// valid as before, and brings them back. A hint, which does nothing where the system has none.
+    pub fn release_weight(&self, i: usize) {
+        #[cfg(unix)]
+        if let (Some(start), Some(e)) = (self.starts.get(i), self.index.weights.get(i)) {
+            // SAFETY: the map is of a file and read-only, so a page that was dropped is read from the file again.
+            let advised = unsafe {
+                self.weights.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, *start, e.bytes() as usize)
+            };
+            if let Err(e) = advised {
+                tracing::debug!("matrix {i} stays in memory: {e}");
+            }
+        }
+    }
+
     /// The matrix that a WEIGHT operand means at `layer`.
     ///
     /// # Panics
@@ -615,6 +630,18 @@ mod tests {
     fn a_model_is_shared_between_threads() {
         fn shared<T: Send + Sync>() {}
         shared::<Model>();
+    }
+
+    #[test]
+    fn a_released_matrix_reads_as_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = crate::synthetic(&crate::SyntheticSpec::default(), dir.path().join("model")).unwrap();
+        let before: Vec<Vec<u8>> = (0..model.index().weights.len()).map(|i| model.weight(i).bytes.to_vec()).collect();
+        // One beyond the last does nothing.
+        (0..=before.len()).for_each(|i| model.release_weight(i));
+        for (i, bytes) in before.iter().enumerate() {
+            assert!(model.weight(i).bytes == bytes, "matrix {i}");
+        }
     }
 
     #[test]
