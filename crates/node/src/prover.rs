@@ -155,7 +155,12 @@ pub trait Conduct: Send + Sync + 'static {
         honest
     }
 
-    /// Whether a receipt that was asked for is published.
+    /// Whether a receipt is served to whoever asks over HTTP.
+    fn serves(&self, _receipt: &Receipt) -> bool {
+        true
+    }
+
+    /// Whether a receipt that was demanded on chain is published there.
     fn publishes(&self, _receipt: &Receipt) -> bool {
         true
     }

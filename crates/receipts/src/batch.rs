@@ -1,6 +1,8 @@
 //! The tree over a batch of receipts.
 
-use alloy::primitives::B256;
+use alloy::primitives::{B256, U256, keccak256};
+use alloy::sol_types::SolValue;
+use sworn_bindings::{Part, Place};
 use sworn_commit::Tree;
 
 use crate::{Domain, Receipt};
@@ -15,6 +17,14 @@ pub fn receipts_tree<'a>(domain: &Domain, receipts: impl IntoIterator<Item = &'a
 /// Its root.
 pub fn receipts_root<'a>(domain: &Domain, receipts: impl IntoIterator<Item = &'a Receipt>) -> B256 {
     receipts_tree(domain, receipts).root().into()
+}
+
+/// Shows a channel's part of a batch; `None` if the batch has none. `parts` are all of the batch's, in order.
+pub fn place(batch: U256, parts: &[Part], channel: B256) -> Option<Place> {
+    let index = parts.iter().position(|p| p.channelId == channel)?;
+    let tree = Tree::new(parts.iter().map(|p| keccak256(p.abi_encode()).0).collect());
+    let proof = tree.prove(index as u64, 1).into_iter().map(B256::from).collect();
+    Some(Place { batchId: batch, part: parts[index].clone(), index: u8::try_from(index).ok()?, proof })
 }
 
 #[cfg(test)]

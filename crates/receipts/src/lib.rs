@@ -19,7 +19,7 @@ mod sse;
 mod typed;
 pub mod wire;
 
-pub use batch::{receipts_root, receipts_tree};
+pub use batch::{place, receipts_root, receipts_tree};
 pub use check::{Mismatch, check_answer, follows};
 pub use client::{Answer, Client, ClientOptions};
 pub use error::{Error, Result};

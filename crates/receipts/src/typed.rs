@@ -176,6 +176,28 @@ impl Receipt {
     }
 }
 
+impl From<&sworn_bindings::Receipt> for Receipt {
+    /// As it is signed.
+    fn from(r: &sworn_bindings::Receipt) -> Self {
+        Receipt {
+            channelId: r.channelId,
+            sequence: r.sequence,
+            request: r.request,
+            modelId: r.modelId,
+            inputHash: r.inputHash,
+            outputHash: r.outputHash,
+            nIn: r.nIn,
+            nOut: r.nOut,
+            maxNew: r.maxNew,
+            sampling: r.sampling,
+            seed: r.seed,
+            layersRoot: r.layersRoot,
+            price: r.price,
+            cumulative: r.cumulative,
+        }
+    }
+}
+
 impl From<&Receipt> for sworn_bindings::Receipt {
     /// As the contract's binding has it.
     fn from(r: &Receipt) -> Self {

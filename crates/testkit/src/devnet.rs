@@ -360,7 +360,7 @@ impl Devnet {
     pub async fn all_tokens(&self, actors: &[&Actor]) -> Result<U256> {
         let d = &self.deployment;
         let mut sum = U256::ZERO;
-        for who in actors.iter().map(|a| a.address()).chain([d.market, d.nodes, BURN]) {
+        for who in actors.iter().map(|a| a.address()).chain([d.market, d.nodes, d.channels, BURN]) {
             sum += self.tokens_of(who).await?;
         }
         Ok(sum)

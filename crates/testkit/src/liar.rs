@@ -18,6 +18,7 @@ use sworn_isa::logprob::LogProbs;
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, directory};
 use sworn_node::{Conduct, Error, Execution, Job, Prover};
+use sworn_receipts::Receipt;
 
 use crate::tamper::{self, Wanted};
 
@@ -450,6 +451,14 @@ impl Prover for Liar {
 }
 
 impl Conduct for Liar {
+    fn serves(&self, _: &Receipt) -> bool {
+        !matches!(self.0.lie.behaviour, Behaviour::Mute | Behaviour::Interactive | Behaviour::Withhold(_))
+    }
+
+    fn publishes(&self, _: &Receipt) -> bool {
+        self.0.lie.behaviour != Behaviour::Mute
+    }
+
     fn answers(&self, _: &Job, target: &Target) -> bool {
         match self.0.lie.behaviour {
             Behaviour::Withhold(from) => (target.kind as u8) < from as u8,

@@ -97,9 +97,10 @@ pub struct Stage {
     pub user: Actor,
     /// Who watches.
     pub watcher: Actor,
-    terms: Terms,
+    /// The deployment's terms.
+    pub terms: Terms,
     /// Where the node serves.
-    listen: String,
+    pub listen: String,
 }
 
 /// The product's program, built beside the tests.
@@ -161,12 +162,12 @@ impl Stage {
     ///
     /// # Errors
     /// It does not start.
-    pub async fn node(&self) -> Result<Process> {
+    pub async fn node(&self, arguments: &[&str]) -> Result<Process> {
         self.register_node().await?;
         let mut command = Command::new(sworn()?);
         command.args(["node", "run"]);
         self.common(&mut command, &self.operator)?;
-        command.args(["--listen", &self.listen, "--backend", "cpu"]);
+        command.args(["--listen", &self.listen, "--backend", "cpu"]).args(arguments);
         let process = Process::start("node", self.net.dir.path(), &mut command)?;
         process.wait("started", Duration::from_secs(60)).await?;
         Ok(process)

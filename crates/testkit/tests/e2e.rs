@@ -361,7 +361,7 @@ async fn two_watchers_share_one_reward() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_nodes_are_paid_and_broken_watchers_silent() {
     let stage = Stage::synthetic(3).await.unwrap();
-    let node = stage.node().await.unwrap();
+    let node = stage.node(&[]).await.unwrap();
     let watcher = Watcher::start(&stage);
     let job = stage.ask(&prompt(), 8).await.unwrap();
     let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();

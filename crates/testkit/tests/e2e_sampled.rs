@@ -41,7 +41,7 @@ async fn eight_jobs_at_once_are_answered_as_alone_and_paid() {
     const NEW: u32 = 24;
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::stored(model(dir.path())).await.unwrap();
-    let node = stage.node().await.unwrap();
+    let node = stage.node(&[]).await.unwrap();
     let watcher = stage.watch(&[]).unwrap();
     let mut jobs = Vec::new();
     for i in 0..JOBS {

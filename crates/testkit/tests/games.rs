@@ -255,6 +255,7 @@ impl Table {
                 assert!(rest.is_empty());
                 (root, posted[t.op as usize])
             }
+            Kind::Tokens => panic!("the tokens of a job are on chain"),
         };
         assert_eq!(root, expected, "{t:?}");
         self.demands += 1;
@@ -280,6 +281,7 @@ impl Table {
                 Kind::OpList => (self.claimed.leaf(t.layer, t.row)
                     == self.trace.layer(t.layer).leaves()[t.row as usize])
                     .then(|| self.list(t.layer, t.row).concat()),
+                Kind::Tokens => None,
                 Kind::Pages | Kind::Page => {
                     let bytes = &self.claimed.ops[&(t.layer, t.row)][t.op as usize];
                     // A root that is no tensor's has no answer.

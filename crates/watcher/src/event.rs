@@ -123,6 +123,42 @@ pub enum WatcherEvent {
     Finalized { job: u64, paid: String },
     /// A fault was found and nothing is sent, because the watcher was told so.
     WouldChallenge { job: u64, next: String },
+    /// A node claims what receipts have earned.
+    BatchSeen { batch: u64, node: Address, receipts: u64, amount: String },
+    /// The receipts of one channel in a batch were read, or not.
+    ReceiptsRead { batch: u64, channel: B256, receipts: usize, served: bool, note: String },
+    /// A receipt's answer was re-executed.
+    ReceiptAudited {
+        batch: u64,
+        channel: B256,
+        sequence: u64,
+        ok: bool,
+        positions: u32,
+        claimed_root: B256,
+        own_root: B256,
+        ms: u64,
+    },
+    /// A receipt's answer could not be re-executed here, or this machine contradicts itself: nothing is done about it.
+    ReceiptSkipped { batch: u64, channel: B256, sequence: u64, reason: String },
+    /// A receipt is on trial, by whomever: from now on it is a job.
+    Lodged { job: u64, node: Address, channel: B256, sequence: u64, deadline: u64 },
+    /// A transaction about a batch: `demandReceipt`, `receiptTimeout`, `lodge`, `convictOverclaim`, `convictMalformed`.
+    BatchSent {
+        batch: u64,
+        channel: B256,
+        sequence: u64,
+        call: String,
+        #[serde(flatten)]
+        tx: Tx,
+    },
+    /// A batch was paid out, or is void.
+    BatchOver { batch: u64, node: Address, released: bool },
+    /// A node lost its stake for a receipt, by whomever.
+    Convicted { node: Address, taken: String, compensation: String, reward: String, burned: String },
+    /// A receipt's trial ended without a fault found in time.
+    Acquitted { job: u64 },
+    /// A fault was found and nothing is sent, because the watcher was told so.
+    WouldAct { batch: u64, channel: B256, sequence: u64, next: String },
     /// Something went wrong; the watcher goes on.
     Error {
         #[serde(skip_serializing_if = "Option::is_none")]

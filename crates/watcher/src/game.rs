@@ -25,6 +25,8 @@ pub enum Kind {
     Pages = 3,
     /// a page
     Page = 4,
+    /// all tokens of a receipt's prompt (layer 0) or answer (layer 1)
+    Tokens = 5,
 }
 
 /// One node of a job's committed tree of trees. Fields that its kind does not use are zero.
@@ -68,8 +70,16 @@ impl Target {
         Target { kind, layer, row, op, level: level as u8, index: index as u32 }
     }
 
-    /// A child ranks above its parent: by kind, then by falling level.
+    /// The prompt of a receipt, or its answer.
+    pub const fn tokens(output: bool) -> Self {
+        Target { kind: Kind::Tokens, layer: output as u16, ..Self::ZERO }
+    }
+
+    /// A child ranks above its parent: by kind, then by falling level. Tokens come before everything.
     pub const fn rank(&self) -> u16 {
+        if matches!(self.kind, Kind::Tokens) {
+            return 0;
+        }
         self.kind as u16 * 256 + 255 - self.level as u16
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Job {
     /// From the result on.
     pub(crate) game: Option<Game>,
     pub(crate) reward: U256,
+    /// Of a receipt on trial: the receipt. Its tokens may still have to be found.
+    pub(crate) receipt: Option<Box<sworn_receipts::Receipt>>,
 
     pub(crate) own: Option<Own>,
     pub(crate) learned: Learned,
@@ -78,6 +80,7 @@ impl Job {
             trace_root: [0; 32],
             game: None,
             reward: U256::ZERO,
+            receipt: None,
             own: None,
             learned: Learned::default(),
             announced: None,
@@ -95,6 +98,38 @@ impl Job {
             right: false,
             done: false,
         }
+    }
+
+    /// A receipt that was lodged; its tokens may follow. `None` for one that the trials do not admit.
+    pub(crate) fn lodged(
+        id: u64,
+        created: u64,
+        node: Address,
+        receipt: sworn_receipts::Receipt,
+        layers: u16,
+        deadline: u64,
+    ) -> Option<Self> {
+        let (run, dims) = (receipt.run()?, receipt.dims(layers)?);
+        let mut job = Job::new(id, created, receipt.modelId.0, node, Vec::new(), run);
+        job.trace_root = receipt.trace_root()?;
+        job.game = Some(Game::new(dims, receipt.layersRoot.0, deadline));
+        job.receipt = Some(Box::new(receipt));
+        Some(job)
+    }
+
+    /// Whether this is a receipt of which not all tokens are known.
+    pub(crate) fn lacks_tokens(&self) -> bool {
+        self.receipt.is_some() && (self.prompt.is_empty() || self.output.is_empty())
+    }
+
+    /// Takes a receipt's tokens, which hash to what it says.
+    pub(crate) fn found(&mut self, prompt: Vec<u32>, output: Vec<u32>) {
+        (self.prompt, self.output) = (prompt, output);
+    }
+
+    /// The end of a receipt's trial.
+    pub(crate) fn acquitted(&mut self) {
+        self.end(Outcome::Final);
     }
 
     /// Applies an event of the market.
@@ -150,6 +185,12 @@ impl Job {
                 if let Some(o) = g.openings.get_mut(&target) {
                     o.state = OpeningState::Answered { turn_end: time + challenger_turn, data: e.data.to_vec() };
                 }
+                // The contract has checked the hash.
+                match (target == Target::tokens(false), target == Target::tokens(true), sequence::decode(&e.data)) {
+                    (true, _, Some(prompt)) => self.prompt = prompt,
+                    (_, true, Some(output)) => self.output = output,
+                    _ => {}
+                }
             }
             IChallengesEvents::Announced(e) => {
                 g.announcements.entry((e.by, e.commitment)).or_insert(block);
@@ -158,13 +199,22 @@ impl Job {
                 let c = &e.claim;
                 let claim = Claim { layer: c.layer, row: c.row, op: c.op, element: c.element };
                 g.fraud = Some(Fraud { by: e.by, claim, contest_end: time + challenger_turn });
+                // The market tells of a job's slash itself; a trial has nobody else to tell.
+                if self.receipt.is_some() {
+                    self.end(Outcome::Slashed);
+                }
             }
             IChallengesEvents::RewardContested(e) => {
                 if let Some(f) = &mut g.fraud {
                     f.by = e.by;
                 }
             }
-            IChallengesEvents::TimedOut(e) => g.timed_out = Some(e.payer),
+            IChallengesEvents::TimedOut(e) => {
+                g.timed_out = Some(e.payer);
+                if self.receipt.is_some() {
+                    self.end(Outcome::Slashed);
+                }
+            }
             IChallengesEvents::RewardSettled(e) => g.settled = Some(e.to),
             IChallengesEvents::FeesReclaimed(e) => g.reclaimed.push(e.payer),
         }
@@ -180,6 +230,7 @@ pub(crate) fn sol_target(t: &Target) -> sol::Target {
         Kind::OpList => sol::Target::op_list(t.layer, t.row),
         Kind::Pages => sol::Target::pages(t.layer, t.row, t.op, level, index),
         Kind::Page => sol::Target::page(t.layer, t.row, t.op, index),
+        Kind::Tokens => sol::Target::tokens(t.layer == 1),
     }
 }
 
@@ -191,6 +242,7 @@ fn target(t: &sol::Target) -> Option<Target> {
         sol::TargetKind::Positions => Target::positions(t.layer, level, index),
         sol::TargetKind::OpList => Target::op_list(t.layer, t.row),
         sol::TargetKind::Pages | sol::TargetKind::Page => Target::pages(t.layer, t.row, t.op, level, index),
+        sol::TargetKind::Tokens => Target::tokens(t.layer == 1),
         _ => return None,
     })
 }

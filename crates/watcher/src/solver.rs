@@ -510,7 +510,7 @@ impl<'a> Solver<'a> {
 
     /// The most answers that can still be needed after this one.
     fn answers_after(&self, target: &Target) -> u32 {
-        use crate::game::Kind::{Layers, OpList, Page, Pages, Positions};
+        use crate::game::Kind::{Layers, OpList, Page, Pages, Positions, Tokens};
         let dims = &self.game.dims;
         let answers = |depth: u32| depth.div_ceil(6);
         let below = answers((target.level as u32).saturating_sub(6));
@@ -531,13 +531,13 @@ impl<'a> Solver<'a> {
             Positions => below + 1 + tensor(target.layer..=target.layer),
             OpList => tensor(target.layer..=target.layer),
             Pages => below + 1,
-            Page => 0,
+            Page | Tokens => 0,
         }
     }
 }
 
 impl Demand {
-    const EMPTY: Demand = Demand {
+    pub(crate) const EMPTY: Demand = Demand {
         target: Target::layers(0, 0),
         parent: None,
         node_hash: [0; 32],

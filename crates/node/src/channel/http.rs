@@ -135,7 +135,11 @@ async fn answered(State(http): State<Arc<Http>>, Path((id, request)): Path<(Stri
 
 async fn receipt(State(http): State<Arc<Http>>, Path((id, sequence)): Path<(String, String)>) -> Answer<Response> {
     let (id, sequence) = (channel_id(&id)?, number::<u64>(&sequence, "receipt")?);
-    Ok(Json(reading(&http, move |c| c.receipt(id, sequence)).await?.answered).into_response())
+    let answered = reading(&http, move |c| c.receipt(id, sequence)).await?.answered;
+    match http.shared.conduct.serves(&answered.signed.receipt) {
+        true => Ok(Json(answered).into_response()),
+        false => Err(Refusal::new(Code::NotFound, "there is no such receipt").into()),
+    }
 }
 
 #[derive(Deserialize)]
@@ -158,7 +162,9 @@ async fn receipts(
     let id = channel_id(&id)?;
     let Query(Range { from, to }) =
         range.map_err(|_| Refusal::new(Code::BadRequest, "give the range as ?from=NUMBER&to=NUMBER"))?;
-    Ok(Json(reading(&http, move |c| c.page(id, from, to)).await?).into_response())
+    let mut page = reading(&http, move |c| c.page(id, from, to)).await?;
+    page.receipts.retain(|a| http.shared.conduct.serves(&a.signed.receipt));
+    Ok(Json(page).into_response())
 }
 
 async fn trace(State(http): State<Arc<Http>>, Path((id, sequence)): Path<(String, String)>) -> Answer<Response> {

@@ -6,10 +6,9 @@ use alloy::primitives::{B256, Bytes, U256};
 use alloy::sol_types::SolValue;
 use serde::{Deserialize, Serialize};
 use sworn_bindings::IChannels::{self, BatchState, DemandState, IChannelsEvents};
-use sworn_bindings::{ChannelState, Event, ITrials, Part, Place, Redemption};
+use sworn_bindings::{ChannelState, Event, ITrials, Part, Redemption};
 use sworn_chain::Intent;
-use sworn_commit::Tree;
-use sworn_receipts::receipts_tree;
+use sworn_receipts::{place, receipts_tree};
 
 use super::record::{BookRecord, ReceiptRecord};
 use crate::journal::{AnswerRecord, JobRecord};
@@ -35,16 +34,6 @@ impl BatchRecord {
 
     pub(crate) fn parts(&self) -> Vec<Part> {
         Vec::<Part>::abi_decode(&self.parts).unwrap_or_default()
-    }
-
-    /// Shows a channel's part of it.
-    fn place(&self, channel: B256) -> Option<Place> {
-        let parts = self.parts();
-        let index = parts.iter().position(|p| p.channelId == channel)?;
-        let leaf = |p: &Part| alloy::primitives::keccak256(p.abi_encode()).0;
-        let proof = Tree::new(parts.iter().map(leaf).collect()).prove(index as u64, 1);
-        let proof = proof.into_iter().map(B256::from).collect();
-        Some(Place { batchId: self.batch, part: parts[index].clone(), index: index as u8, proof })
     }
 }
 
@@ -313,7 +302,9 @@ impl Shared {
         let shared = self.clone();
         let call = blocking(move || {
             let Some(channels) = &shared.channels else { return Ok(None) };
-            let Some(place) = channels.ledger.batch(batch)?.and_then(|b| b.place(channel)) else { return Ok(None) };
+            let Some(place) = channels.ledger.batch(batch)?.and_then(|b| place(b.batch, &b.parts(), channel)) else {
+                return Ok(None);
+            };
             let Some(record) = channels.ledger.receipt(channel, sequence)? else { return Ok(None) };
             let (first, last) = (place.part.first, place.part.last);
             let Some(index) = sequence.checked_sub(first).filter(|_| sequence <= last) else { return Ok(None) };

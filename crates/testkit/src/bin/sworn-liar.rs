@@ -12,7 +12,7 @@ use sworn_bindings::Deployment;
 use sworn_chain::{Chain, Sender, SenderOptions, Store, key};
 use sworn_engine::Cpu;
 use sworn_model::ModelStore;
-use sworn_node::{EventSink, Node, NodeConfig, Offer, Registration};
+use sworn_node::{ChannelTerms, EventSink, Node, NodeConfig, Offer, Registration};
 use sworn_testkit::liar::{Liar, Lie};
 use sworn_testkit::tamper::Wanted;
 
@@ -76,6 +76,10 @@ struct Args {
     /// Also take open jobs
     #[arg(long)]
     open_jobs: bool,
+
+    /// Also answer in channels, and redeem receipts when they have earned this much, in the token's smallest unit
+    #[arg(long)]
+    redeem_at: Option<u128>,
 
     /// Post this endpoint before serving
     #[arg(long)]
@@ -141,10 +145,12 @@ async fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
     let liar = Liar::new(Cpu::new(model)?, args.lie, wanted, args.seed, &args.state, move |told| line(json, told))?;
 
     let journal = Store::open(args.state.join("node.redb"), &chain)?;
+    let terms = args.redeem_at.map(|redeem_at| ChannelTerms { redeem_at, ..ChannelTerms::new(signer.clone()) });
     let sender = Sender::new(chain, signer, journal.clone(), SenderOptions::default());
     let mut config = NodeConfig::new(&args.state);
     config.listen = Some(args.listen);
     config.accept_open = args.open_jobs;
+    config.channels = terms;
     let offer = args.input_price.zip(args.output_price).map(|(i, o)| Offer {
         model: id,
         per_input_token: i,

@@ -15,7 +15,7 @@ pub(super) struct Plan {
     pub(super) runs_one_thread: usize,
     /// Rounds that candle takes part in: slower by an order of magnitude, it would take most of the run.
     pub(super) runs_candle: usize,
-    /// Pairs with and without the oath.
+    /// Pairs with and without the oath: many, since what they differ by is less than what the machine varies by.
     pub(super) pairs: usize,
     /// Answers that are audited.
     pub(super) audits: usize,
@@ -147,7 +147,7 @@ impl Plan {
             runs: 7,
             runs_one_thread: 3,
             runs_candle: 3,
-            pairs: 15,
+            pairs: 49,
             audits: 5,
             prompt: 128,
             decode: 64,
@@ -169,7 +169,7 @@ impl Plan {
                 runs: 3,
                 runs_one_thread: 1,
                 runs_candle: 1,
-                pairs: 5,
+                pairs: 9,
                 audits: 3,
                 contexts: &[128, 512],
                 windows: 2,
@@ -181,7 +181,7 @@ impl Plan {
         };
         match command.runs.map(|n| usize::from(n.get())) {
             None => plan,
-            Some(n) => Plan { runs: n, runs_one_thread: n.min(plan.runs_one_thread), pairs: n, audits: n, ..plan },
+            Some(n) => Plan { runs: n, runs_one_thread: n.min(plan.runs_one_thread), pairs: 7 * n, audits: n, ..plan },
         }
     }
 }

@@ -1,0 +1,177 @@
+//! Receipts under watch, with the programs that people run: a false one convicts its node, a hidden one voids its batch, and an
+//! honest node is left alone.
+//!
+//! Turns are long, so that a busy machine does not decide an outcome; where a turn must pass, the chain's clock jumps.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use alloy::primitives::U256;
+use serde_json::Value;
+use sworn_bindings::IChannels::{self, BatchState};
+use sworn_receipts::place;
+use sworn_testkit::buyer::Buyer;
+use sworn_testkit::devnet::{DevnetError, PURSE};
+use sworn_testkit::scenario::{Process, STAKE, Stage};
+
+const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
+const PATIENCE: Duration = Duration::from_secs(100);
+const DEPOSIT: u128 = PURSE / 10;
+
+fn prompt() -> Vec<u32> {
+    (0..21).map(|i| 3 + (i * 29 + 5) % 300).collect()
+}
+
+/// Waits for an event; the message of a failure has what both sides told.
+async fn heard(process: &Process, other: &Process, event: &str) -> Value {
+    match process.wait(event, PATIENCE).await {
+        Ok(value) => value,
+        Err(e) => panic!("{e}\n{}", other.complaint("so far")),
+    }
+}
+
+fn named(process: &Process, event: &str) -> Vec<Value> {
+    process.events().into_iter().filter(|e| e["event"] == event).collect()
+}
+
+async fn batch(stage: &Stage) -> IChannels::Batch {
+    stage.net.chain.channels().batch(U256::ONE).call().await.unwrap()
+}
+
+/// Waits until the batch is in this state.
+async fn batch_is(stage: &Stage, state: BatchState) -> Result<(), DevnetError> {
+    let start = Instant::now();
+    loop {
+        let actual = batch(stage).await.state;
+        if actual as u8 == state as u8 {
+            return Ok(());
+        }
+        if start.elapsed() > PATIENCE {
+            return Err(DevnetError::other(format!("the batch is in state {}", actual as u8)));
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// The user takes back its part of the void batch; every token is somewhere.
+async fn refund_and_count(stage: &Stage) {
+    let d = &stage.net.deployment;
+    let seen = stage.net.chain.channels().BatchRedeemed_filter().from_block(0).query().await.unwrap();
+    let (redeemed, _) = &seen[0];
+    let place = place(redeemed.batchId, &redeemed.parts, redeemed.parts[0].channelId).unwrap();
+    stage.user.send("refund", d.channels, &IChannels::refundCall { place }).await.unwrap();
+    stage.user.send("withdraw channels", d.channels, &IChannels::withdrawCall {}).await.unwrap();
+    let all = stage.net.all_tokens(&[&stage.operator, &stage.user, &stage.watcher]).await.unwrap();
+    assert_eq!(all, stage.net.minted, "tokens are lost or made");
+}
+
+/// A node signs a false receipt and redeems it; the watcher brings it to trial and takes the reward.
+async fn convicted(lie: &str, hides: bool) {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", lie, "--seed", "4", "--redeem-at", "1"]).await.unwrap();
+    let watcher = stage.watch(&[]).unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(), 8).await.unwrap();
+    let lied = heard(&liar, &watcher, "lied").await;
+    let seen = heard(&watcher, &liar, "batch_seen").await;
+    assert_eq!(
+        (seen["receipts"].as_u64(), seen["amount"].as_str()),
+        (Some(1), Some(&*signed.receipt.price.to_string()))
+    );
+    if hides {
+        heard(&watcher, &liar, "receipts_read").await;
+        stage.net.skip(stage.terms.channels.window.to::<u64>() / 2 + 1).await.unwrap();
+    }
+    let lodged = heard(&watcher, &liar, "lodged").await;
+    let proven = heard(&watcher, &liar, "proven").await;
+    for key in ["layer", "row", "position", "op", "opcode", "claimed"] {
+        assert_eq!(proven[key], lied[key], "{key}: {proven} {lied}");
+    }
+    assert_eq!((&proven["job"], &proven["computed"]), (&lodged["job"], &lied["honest"]));
+    let taken = heard(&watcher, &liar, "convicted").await;
+    assert_eq!(taken["taken"].as_str().unwrap(), STAKE.to_string(), "the whole stake");
+    stage.skip_challenger_turn().await.unwrap();
+    heard(&watcher, &liar, "withdrawn").await;
+
+    let share = |bps: u16| STAKE / 10_000 * u128::from(bps);
+    let reward = share(stage.terms.channels.challengerShareBps);
+    let holds = stage.net.tokens_of(stage.watcher.address()).await.unwrap();
+    // The fee for a receipt that was published is the node's.
+    let spent = if hides { stage.terms.channels.receiptFee } else { 0 };
+    assert_eq!(holds, U256::from(PURSE + reward - spent), "the reward, and every other fee again");
+    refund_and_count(&stage).await;
+    assert_eq!(tokens.len(), signed.receipt.nOut as usize);
+    let released = stage.net.chain.channels().balanceOf(stage.operator.address()).call().await.unwrap();
+    assert_eq!(released, U256::ZERO, "nothing of the batch is the node's");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_false_receipt_costs_the_whole_stake() {
+    convicted("LINEAR", false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_false_receipt_that_is_hidden_as_long_as_can_be_costs_the_whole_stake() {
+    // Served to nobody: the receipt, its tokens and every opening come by demands on chain.
+    convicted("MIX+interactive", true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_with_a_hidden_receipt_is_void() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR+mute", "--redeem-at", "1"]).await.unwrap();
+    let watcher = stage.watch(&[]).unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    buyer.ask(&prompt(), 4).await.unwrap();
+    let read = heard(&watcher, &liar, "receipts_read").await;
+    assert_eq!(read["served"], false, "{read}");
+    stage.net.skip(stage.terms.channels.window.to::<u64>() / 2 + 1).await.unwrap();
+    let demanded = heard(&watcher, &liar, "batch_sent").await;
+    assert_eq!(demanded["call"], "demandReceipt");
+    stage.net.skip(stage.terms.channels.receiptTurn.to::<u64>() + 1).await.unwrap();
+    let over = heard(&watcher, &liar, "batch_over").await;
+    assert_eq!(over["released"], false);
+    batch_is(&stage, BatchState::Void).await.unwrap();
+    let bond = stage.terms.channels.minBond;
+    let reward = bond / 10_000 * u128::from(stage.terms.channels.challengerShareBps);
+    let due = stage.net.chain.channels().balanceOf(stage.watcher.address()).call().await.unwrap();
+    assert_eq!(due, U256::from(reward + stage.terms.channels.receiptFee), "a share of the bond, and the fee");
+    assert!(named(&watcher, "lodged").is_empty());
+    refund_and_count(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_honest_nodes_receipts_are_audited_and_paid() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let node = stage.node(&["--redeem-at", "0.3"]).await.unwrap();
+    let watcher = stage.watch(&[]).unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    let mut price = 0;
+    let mut asked = 0;
+    // Until one batch is due.
+    while named(&node, "redeemed").is_empty() {
+        let (_, signed) = buyer.ask(&prompt(), 6 + asked).await.unwrap();
+        (price, asked) = (price + signed.receipt.price, asked + 1);
+        assert!(asked < 40, "{}", node.complaint("no batch"));
+    }
+    let seen = heard(&watcher, &node, "batch_seen").await;
+    let receipts = seen["receipts"].as_u64().unwrap() as usize;
+    let start = Instant::now();
+    while named(&watcher, "receipt_audited").len() < receipts {
+        assert!(start.elapsed() < PATIENCE, "{}", watcher.complaint("not all are audited"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(named(&watcher, "receipt_audited").iter().all(|a| a["ok"] == true), "{}", watcher.complaint(""));
+    stage.net.skip(stage.terms.channels.window.to::<u64>() + 1).await.unwrap();
+    let over = heard(&watcher, &node, "batch_over").await;
+    assert_eq!(over["released"], true);
+    batch_is(&stage, BatchState::Released).await.unwrap();
+    for event in ["lodged", "batch_sent", "receipt_skipped", "error"] {
+        assert!(named(&watcher, event).is_empty(), "{}", watcher.complaint(event));
+    }
+    let paid: u128 = seen["amount"].as_str().unwrap().parse().unwrap();
+    assert!(paid <= price && receipts <= asked as usize);
+    let due = stage.net.chain.channels().balanceOf(stage.operator.address()).call().await.unwrap();
+    let held = stage.net.tokens_of(stage.operator.address()).await.unwrap();
+    assert_eq!(due + held, U256::from(PURSE - STAKE + paid));
+}
