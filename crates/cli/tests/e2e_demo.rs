@@ -40,6 +40,17 @@ fn e2e_smollm2_is_paid_for_the_truth_and_slashed_for_a_lie() {
     let bond = wei(&fraud["bond"]);
     assert_eq!(wei(&fraud["reward"]) + wei(&fraud["compensation"]) + wei(&fraud["burned"]), bond);
     assert!(wei(&fraud["refund"]) > 0 && wei(&fraud["burned"]) > 0);
+    let receipts = &report["receipts"];
+    assert_eq!(receipts["honest"]["answer"], "The capital of France is Paris.");
+    assert_eq!(
+        (&receipts["batch"]["released"], &receipts["batch"]["amount"]),
+        (&true.into(), &receipts["honest"]["price"])
+    );
+    let lie = &receipts["false"];
+    assert_ne!(lie["proven"]["claimed"], lie["proven"]["computed"], "{lie}");
+    assert_ne!(lie["receipt"], receipts["honest"]["receipt"]);
+    assert_eq!(wei(&lie["reward"]) + wei(&lie["compensation"]) + wei(&lie["burned"]), wei(&lie["taken"]));
+    assert!(wei(&lie["reward"]) > 0, "{lie}");
     assert_eq!(report["conserved"], true);
 
     let answers = fraud["answers"].as_u64().unwrap();

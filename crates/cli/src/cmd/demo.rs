@@ -1,6 +1,7 @@
 //! `sworn demo`: a chain, two nodes and a watcher as processes of their own, and a user.
 
 mod cast;
+mod counter;
 mod report;
 mod timeline;
 
@@ -26,6 +27,7 @@ use crate::settings::Settings;
 use crate::tools;
 
 use cast::{Cast, Processes};
+use counter::{Counter, Sold};
 use report::Report;
 use timeline::{Stage, Timeline};
 
@@ -33,6 +35,8 @@ use timeline::{Stage, Timeline};
 const PATIENCE: Duration = Duration::from_secs(240);
 const HONEST_QUESTION: &str = "What is 2 + 2?";
 const LIAR_QUESTION: &str = "Explain what a smart contract is.";
+/// Over the counter, of either node.
+const COUNTER_QUESTION: &str = "What is the capital of France?";
 
 /// Lies that are no opcode's name.
 const OTHER_LIES: [&str; 9] =
@@ -95,14 +99,32 @@ async fn play(settings: &Settings, command: &args::Demo, root: &Path, liar: &Pat
     timeline.during(&mut heard, model::register(&cast.honest.account, &loaded, String::new())).await?;
     timeline.during(&mut heard, cast.register(&net, loaded.id().into())).await?;
     let name = devnet::named(&command.model, Some(&loaded));
-    let mut processes = Processes::start(settings, command, &net, &cast, liar, &name, dir, lines)?;
+    let name_of_model = name.clone();
+    let mut processes = Processes::start(settings, command, &net, &cast, liar, &name, dir, lines.clone())?;
     wait_until_started(&mut timeline, &mut processes, &mut heard).await?;
     let before = cast.balances(&net).await?;
 
     timeline.heading("Two questions")?;
     let id = B256::from(loaded.id());
     let (honest, fraud) = timeline.during(&mut heard, questions(&cast, &loaded, id, command.max_tokens)).await?;
+    let ask_at = |name: &'static str, node: &crate::localnet::Purse| {
+        Counter::start(settings, &net, &cast, name, node.account.address(), &name_of_model, dir, lines.clone())
+    };
+    timeline.heading("The counter: an OpenAI client, a gateway, receipts instead of transactions")?;
+    timeline.during(&mut heard, counter::open(&cast, &net)).await?;
+    let mut gateway = ask_at("gateway", &cast.honest)?;
+    let sold = timeline.during(&mut heard, gateway.chat(COUNTER_QUESTION, command.max_tokens)).await?;
+    told(&timeline, &net, "the honest node", &sold)?;
+
+    timeline.heading("The watcher at work")?;
     follow(&mut timeline, &mut processes, &mut heard, &net, &cast, honest, fraud).await?;
+    timeline.heading("A false receipt")?;
+    let mut gateway = ask_at("gateway 2", &cast.liar)?;
+    let lied = timeline.during(&mut heard, gateway.chat(COUNTER_QUESTION, command.max_tokens)).await?;
+    told(&timeline, &net, "the dishonest node", &lied)?;
+    trial(&mut timeline, &mut processes, &mut heard, &net, &cast).await?;
+    let batches = timeline.batches.clone();
+    timeline.during(&mut heard, counter::collect(&cast, &net, &batches)).await?;
     // The user collects like everybody: what the market owes is pulled, never pushed.
     timeline.during(&mut heard, money::withdraw(&cast.user.account)).await?;
     let after = cast.balances(&net).await?;
@@ -111,7 +133,7 @@ async fn play(settings: &Settings, command: &args::Demo, root: &Path, liar: &Pat
     let path = loaded.path().display().to_string();
     let honest_shown = job::show(settings, &net.link, honest, Some(&path)).await?;
     let fraud_shown = job::show(settings, &net.link, fraud, Some(&path)).await?;
-    let report = Report::new(&timeline, &honest_shown, &fraud_shown, before, after);
+    let report = Report::new(&timeline, &honest_shown, &fraud_shown, (sold, lied), before, after);
     timeline.text(&report.text(&net.link.currency))?;
     Ok(report)
 }
@@ -125,6 +147,55 @@ async fn questions(cast: &Cast, model: &Model, id: B256, max_new: u32) -> Result
         jobs.push(ask::buy(&cast.user.account, &order).await?.job);
     }
     Ok((jobs[0], jobs[1]))
+}
+
+/// Says what was sold over the counter.
+fn told(timeline: &Timeline, net: &Localnet, node: &str, sold: &Sold) -> Result<()> {
+    let price = net.link.currency.show(sold.price.parse().unwrap_or_default());
+    timeline.say(
+        Stage::User,
+        &format!(
+            "asks at the gateway “{COUNTER_QUESTION}”: {node} answers “{}” for {price}, without a transaction\n{:26}receipt {}",
+            job::plain(&sold.answer),
+            "",
+            sold.receipt
+        ),
+    )
+}
+
+/// Tells what happens until the false receipt has cost its node the stake, the honest batch is paid and nobody waits for money.
+async fn trial(
+    timeline: &mut Timeline,
+    processes: &mut Processes,
+    heard: &mut mpsc::UnboundedReceiver<Line>,
+    net: &Localnet,
+    cast: &Cast,
+) -> Result<()> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        processes.check()?;
+        timeline.catch_up().await?;
+        timeline.listen(heard)?;
+        let paid = timeline.batches.iter().any(|b| b.released && b.node == cast.honest.account.address());
+        if timeline.conviction.is_some() && paid {
+            let channels = net.link.chain.channels();
+            let mut owed =
+                channels.totalRewards().call().await.viewed()? + channels.totalFees().call().await.viewed()?;
+            owed += channels.balanceOf(cast.watcher.account.address()).call().await.viewed()?;
+            if owed.is_zero() {
+                return Ok(());
+            }
+        }
+        if Instant::now() > until {
+            return Err(Fault::failed(format!(
+                "after {} s the false receipt {} and the honest batch {}",
+                PATIENCE.as_secs(),
+                if timeline.conviction.is_some() { "has convicted its node" } else { "is not proven wrong" },
+                if paid { "is paid" } else { "is not paid" }
+            )));
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
 }
 
 async fn wait_until_started(

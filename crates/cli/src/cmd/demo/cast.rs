@@ -28,6 +28,8 @@ pub(super) struct Cast {
     pub(super) liar: Purse,
     pub(super) user: Purse,
     pub(super) watcher: Purse,
+    /// Signs vouchers, holds no money.
+    pub(super) gateway: Purse,
     /// Ports of the nodes' HTTP sides.
     ports: [u16; 2],
 }
@@ -40,8 +42,10 @@ pub(super) struct Books {
     pub(super) user: Balances,
     pub(super) watcher: Balances,
     pub(super) burned: U256,
-    /// Token balances of both contracts that hold money.
+    /// Token balances of the three contracts that hold money.
     pub(super) contracts: U256,
+    /// Of that, what is in channels: deposits, batches, and what they owe.
+    pub(super) channels: U256,
     /// All tokens that were ever minted.
     pub(super) supply: U256,
 }
@@ -50,9 +54,14 @@ impl Cast {
     /// Makes the accounts and gives them money.
     pub(super) async fn assemble(net: &Localnet) -> Result<Self> {
         let purse = |name: &'static str| net.purse(name, whole(PURSE));
-        let (honest, liar, user, watcher) =
-            tokio::try_join!(purse("honest-node"), purse("dishonest-node"), purse("user"), purse("watcher"))?;
-        Ok(Self { honest, liar, user, watcher, ports: [free_port()?, free_port()?] })
+        let (honest, liar, user, watcher, gateway) = tokio::try_join!(
+            purse("honest-node"),
+            purse("dishonest-node"),
+            purse("user"),
+            purse("watcher"),
+            net.purse("gateway", U256::ZERO)
+        )?;
+        Ok(Self { honest, liar, user, watcher, gateway, ports: [free_port()?, free_port()?] })
     }
 
     /// Stakes, endpoint and price of both nodes.
@@ -111,7 +120,15 @@ impl Cast {
             user,
             watcher,
             burned: held(BURN).await?,
-            contracts: held(d.market).await? + held(d.nodes).await?,
+            contracts: held(d.market).await? + held(d.nodes).await? + held(d.channels).await?,
+            channels: {
+                let c = chain.channels();
+                let totals = (c.totalBalances(), c.totalCommitted(), c.totalFees(), c.totalRewards());
+                totals.0.call().await.viewed()?
+                    + totals.1.call().await.viewed()?
+                    + totals.2.call().await.viewed()?
+                    + totals.3.call().await.viewed()?
+            },
             supply: token.totalSupply().call().await.viewed()?,
         })
     }
@@ -124,11 +141,11 @@ impl Books {
     }
 
     /// Whether wallets, contracts and the burned tokens are all the tokens there are, and the contracts hold exactly what they
-    /// owe to these four.
+    /// owe to these four and to channels.
     pub(super) fn balance(&self) -> bool {
         let wallets = self.rows().iter().fold(U256::ZERO, |sum, (_, b)| sum + b.token);
         let owed = self.rows().iter().fold(U256::ZERO, |sum, (_, b)| sum + b.withdrawable + U256::from(b.stake));
-        wallets + self.contracts + self.burned == self.supply && owed == self.contracts
+        wallets + self.contracts + self.burned == self.supply && owed + self.channels == self.contracts
     }
 }
 
@@ -177,7 +194,10 @@ impl Processes {
 
         let honest =
             verb(&["node", "run"], [common(&cast.honest, backend), listen(cast.ports[0]), state("honest")].concat());
-        let lies = vec!["--lie".to_owned(), command.lie.clone(), "--seed".to_owned(), command.seed.to_string()];
+        // A batch for every receipt, so that there is something to see.
+        let honest = [honest, vec!["--redeem-at".to_owned(), "0.001".to_owned()]].concat();
+        let lies = ["--lie", &command.lie, "--seed", &command.seed.to_string(), "--redeem-at", "1"];
+        let lies = lies.map(str::to_owned).to_vec();
         // Tampering is done on the cpu, whatever the others run on.
         let dishonest = [common(&cast.liar, "cpu"), listen(cast.ports[1]), state("liar"), lies].concat();
         let watching = verb(&["watch"], [common(&cast.watcher, backend), state("watcher")].concat());

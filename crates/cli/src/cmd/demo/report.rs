@@ -6,6 +6,7 @@ use alloy::primitives::{B256, U256};
 use serde::Serialize;
 
 use super::cast::Books;
+use super::counter::{Conviction, Sold};
 use super::timeline::{LieFound, Timeline, Transaction, grouped, signed};
 use crate::amount::{Currency, ether};
 use crate::cmd::job::Shown;
@@ -15,6 +16,7 @@ use crate::cmd::job::Shown;
 pub(super) struct Report {
     honest: Honest,
     fraud: Fraud,
+    receipts: Receipts,
     conserved: bool,
     balances: Balances,
     #[serde(skip)]
@@ -56,6 +58,65 @@ struct Fraud {
     bond: String,
 }
 
+/// What was paid by receipts.
+#[derive(Serialize)]
+struct Receipts {
+    honest: Sold,
+    /// the honest node's batch
+    batch: Option<Redeemed>,
+    #[serde(rename = "false")]
+    lie: FalseReceipt,
+}
+
+#[derive(Serialize)]
+struct Redeemed {
+    batch: String,
+    amount: String,
+    released: bool,
+}
+
+#[derive(Serialize)]
+struct FalseReceipt {
+    #[serde(flatten)]
+    sold: Sold,
+    /// its trial
+    job: Option<u64>,
+    /// the wrong element; none: the node fell silent
+    proven: Option<LieFound>,
+    /// the whole stake
+    taken: String,
+    reward: String,
+    compensation: String,
+    burned: String,
+    gas: Gas,
+}
+
+impl Receipts {
+    fn new(timeline: &Timeline, honest: Sold, lied: Sold) -> Self {
+        let batch = timeline.batches.iter().find(|b| b.node == honest.node).map(|b| Redeemed {
+            batch: b.id.to_string(),
+            amount: b.amount.to_string(),
+            released: b.released,
+        });
+        let part = |f: fn(&Conviction) -> U256| timeline.conviction.as_ref().map(f).unwrap_or_default().to_string();
+        let transactions = timeline.trial.map(|job| timeline.of_job(job)).unwrap_or_default();
+        Receipts {
+            honest,
+            batch,
+            lie: FalseReceipt {
+                sold: lied,
+                job: timeline.trial,
+                proven: timeline.proven_of_receipt.clone(),
+                taken: part(|c| c.taken),
+                reward: part(|c| c.reward),
+                compensation: part(|c| c.compensation),
+                burned: part(|c| c.burned),
+                gas: Gas::of(&transactions),
+            },
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Gas {
     by_call: BTreeMap<String, u64>,
@@ -87,7 +148,8 @@ fn held(books: &Books) -> BTreeMap<&'static str, Held> {
         .rows()
         .into_iter()
         .map(|(name, b)| (name, Held { tokens: b.tokens().to_string(), native: b.native.to_string() }));
-    rows.chain([("burned", burned)]).collect()
+    let channels = Held { tokens: books.channels.to_string(), native: "0".to_owned() };
+    rows.chain([("burned", burned), ("in channels", channels)]).collect()
 }
 
 impl Gas {
@@ -101,8 +163,19 @@ impl Gas {
     }
 }
 
+fn amount(text: &str) -> U256 {
+    text.parse().unwrap_or_default()
+}
+
 impl Report {
-    pub(super) fn new(timeline: &Timeline, honest: &Shown, fraud: &Shown, before: Books, after: Books) -> Self {
+    pub(super) fn new(
+        timeline: &Timeline,
+        honest: &Shown,
+        fraud: &Shown,
+        (sold, lied): (Sold, Sold),
+        before: Books,
+        after: Books,
+    ) -> Self {
         let (of_honest, of_fraud) = (timeline.of_job(honest.job), timeline.of_job(fraud.job));
         let owned = |list: &[&Transaction]| list.iter().map(|t| (*t).clone()).collect::<Vec<_>>();
         let slash = timeline.slash;
@@ -131,16 +204,24 @@ impl Report {
                 burned: part(|s| s.burned),
                 bond: part(|s| s.bond),
             },
+            receipts: Receipts::new(timeline, sold, lied),
             conserved: before.balance() && after.balance(),
             balances: Balances { before: held(&before), after: held(&after) },
             books: (before, after),
-            setup: timeline.transactions.iter().filter(|t| t.job.is_none()).cloned().collect(),
+            setup: timeline
+                .transactions
+                .iter()
+                .filter(|t| t.job != Some(honest.job) && t.job != Some(fraud.job))
+                .cloned()
+                .collect(),
         }
     }
 
-    /// The honest answer paid, the lie slashed, nothing missing.
+    /// The honest answers paid, the lies slashed, nothing missing.
     pub(super) fn as_it_should_be(&self) -> bool {
-        self.honest.status == "final" && self.fraud.status == "slashed" && self.conserved
+        let paid = self.receipts.batch.as_ref().is_some_and(|b| b.released);
+        let convicted = self.receipts.lie.taken != "0";
+        self.honest.status == "final" && self.fraud.status == "slashed" && paid && convicted && self.conserved
     }
 
     pub(super) fn text(&self, currency: &Currency) -> String {
@@ -162,7 +243,15 @@ impl Report {
             signed(currency, before.burned, after.burned),
             String::new(),
         ]);
-        let sum = |books: &Books| books.rows().iter().fold(books.burned, |sum, (_, b)| sum + b.tokens());
+        books.add_row([
+            "in channels".to_owned(),
+            currency.show(before.channels),
+            currency.show(after.channels),
+            signed(currency, before.channels, after.channels),
+            String::new(),
+        ]);
+        let sum =
+            |books: &Books| books.rows().iter().fold(books.burned + books.channels, |sum, (_, b)| sum + b.tokens());
         books.add_row([
             "sum".to_owned(),
             currency.show(sum(before)),
@@ -188,7 +277,7 @@ impl Report {
         let how =
             if self.fraud.proven_by == "element" { "proven wrong on one element" } else { "slashed for its silence" };
         format!(
-            "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({lie})\n  challenge       {} answer{}, {} gas ({} for the job in all)\n  every wei       {}",
+            "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({lie})\n  challenge       {} answer{}, {} gas ({} for the job in all)\n  by receipts     {} paid in batch {} for {}, no transaction per answer\n  false receipt   the whole stake of {} is gone: {} to the challenger, {} to the user, {} burned; {} gas\n  every wei       {}",
             if self.as_it_should_be() { "As it should be." } else { "NOT as it should be." },
             self.honest.job,
             self.honest.status,
@@ -199,6 +288,14 @@ impl Report {
             if self.fraud.answers == 1 { "" } else { "s" },
             grouped(self.fraud.gas.challenge),
             grouped(self.fraud.gas.total),
+            currency.show(amount(self.receipts.batch.as_ref().map_or("0", |b| &b.amount))),
+            self.receipts.batch.as_ref().map_or("none", |b| &b.batch),
+            format_args!("“{}”", crate::cmd::job::plain(&self.receipts.honest.answer)),
+            currency.show(amount(&self.receipts.lie.taken)),
+            currency.show(amount(&self.receipts.lie.reward)),
+            currency.show(amount(&self.receipts.lie.compensation)),
+            currency.show(amount(&self.receipts.lie.burned)),
+            grouped(self.receipts.lie.gas.total),
             if self.conserved { "is where it should be" } else { "is NOT accounted for" },
         )
     }

@@ -11,17 +11,20 @@ use owo_colors::{OwoColorize, Style};
 use serde::Serialize;
 use serde_json::{Value, json};
 use sworn_bindings::IChallenges::{IChallengesCalls, IChallengesEvents};
+use sworn_bindings::IChannels::{IChannelsCalls, IChannelsEvents};
 use sworn_bindings::IERC20::IERC20Calls;
 use sworn_bindings::IMarket::{IMarketCalls, IMarketEvents};
 use sworn_bindings::IModels::IModelsCalls;
 use sworn_bindings::INodes::{INodesCalls, INodesEvents};
-use sworn_bindings::{Deployment, Event, IDevToken};
+use sworn_bindings::ITrials::{ITrialsCalls, ITrialsEvents};
+use sworn_bindings::{Deployment, Event, IDevToken, is_receipt};
 use sworn_commit::sequence;
 use sworn_isa::SectionKind;
 use sworn_model::Model;
 use tokio::sync::mpsc;
 
 use super::cast::Cast;
+use super::counter::{Batch, Conviction};
 use crate::amount::Currency;
 use crate::cmd::job::plain;
 use crate::fault::Result;
@@ -120,6 +123,12 @@ pub(super) struct Timeline {
     pub(super) told: Option<LieFound>,
     pub(super) answers: u32,
     pub(super) slash: Option<Slash>,
+    /// The wrong element of the receipt on trial.
+    pub(super) proven_of_receipt: Option<LieFound>,
+    /// The receipt's trial.
+    pub(super) trial: Option<u64>,
+    pub(super) batches: Vec<Batch>,
+    pub(super) conviction: Option<Conviction>,
 }
 
 /// How a bond was divided.
@@ -145,6 +154,10 @@ impl Timeline {
             told: None,
             answers: 0,
             slash: None,
+            proven_of_receipt: None,
+            trial: None,
+            batches: Vec::new(),
+            conviction: None,
         }
     }
 
@@ -250,8 +263,8 @@ impl Timeline {
             "audited" if v["ok"] == true => self.say(
                 who,
                 &format!(
-                    "re-executed job {} in {} ms, {} positions in one pass: every hash agrees",
-                    number("job"),
+                    "re-executed {} in {} ms, {} positions in one pass: every hash agrees",
+                    case(number("job")),
                     number("ms"),
                     number("positions")
                 ),
@@ -259,9 +272,19 @@ impl Timeline {
             "audited" => self.say(
                 who,
                 &format!(
-                    "re-executed job {} in {} ms: it does NOT give the trace that was sworn to",
-                    number("job"),
+                    "re-executed {} in {} ms: it does NOT give the trace that was sworn to",
+                    case(number("job")),
                     number("ms")
+                ),
+            ),
+            "receipt_audited" => self.say(
+                who,
+                &format!(
+                    "re-executed receipt {} of batch {} in {} ms: {}",
+                    number("sequence"),
+                    number("batch"),
+                    number("ms"),
+                    if v["ok"] == true { "every hash agrees" } else { "it does NOT give what was signed" }
                 ),
             ),
             "self_checked" => self.say(who, &format!("checked itself before accusing anybody ({} ms)", number("ms"))),
@@ -361,8 +384,73 @@ impl Timeline {
         let name = |address: &Address| play.names.get(address).map_or_else(|| short(*address), |n| format!("the {n}"));
         let number = |id: &U256| u64::try_from(*id).unwrap_or_default();
         Some(match event {
-            // The demo pays by job.
-            Event::Channels(_) | Event::Trials(_) => return None,
+            Event::Channels(event) => match event {
+                IChannelsEvents::Deposited(e) => (by, format!("deposits {} for channels", money(e.amount))),
+                IChannelsEvents::ChannelOpened(e) => (
+                    by,
+                    format!(
+                        "opens a channel of {} to {}; the gateway's key signs its vouchers",
+                        money(U256::from(e.amount)),
+                        name(&e.node)
+                    ),
+                ),
+                IChannelsEvents::BatchRedeemed(e) => {
+                    self.batches.push(Batch {
+                        id: e.batchId,
+                        node: e.node,
+                        amount: e.amount,
+                        parts: e.parts.clone(),
+                        released: false,
+                    });
+                    let receipts: u64 = e.parts.iter().map(|p| p.last - p.first + 1).sum();
+                    let said = format!(
+                        "redeems batch {}: {receipts} receipt{}, {}; {} of its stake is bound until the window is over",
+                        e.batchId,
+                        if receipts == 1 { "" } else { "s" },
+                        money(U256::from(e.amount)),
+                        money(U256::from(e.bond))
+                    );
+                    (by, said)
+                }
+                IChannelsEvents::BatchReleased(e) => {
+                    self.batches.iter_mut().filter(|b| b.id == e.batchId).for_each(|b| b.released = true);
+                    (
+                        Stage::Chain,
+                        format!("batch {} is paid: {} to {}", e.batchId, money(U256::from(e.amount)), name(&e.node)),
+                    )
+                }
+                IChannelsEvents::NodeConvicted(e) => {
+                    self.conviction = Some(Conviction {
+                        taken: e.taken,
+                        compensation: e.compensation,
+                        reward: e.reward,
+                        burned: e.burned,
+                    });
+                    let said = format!(
+                        "{} is CONVICTED: its stake of {} is gone, {} to the user, {} to the challenger, {} burned; its batches are void",
+                        name(&e.node),
+                        money(e.taken),
+                        money(e.compensation),
+                        money(e.reward),
+                        money(e.burned)
+                    );
+                    (Stage::Chain, said)
+                }
+                IChannelsEvents::PartRefunded(e) => {
+                    (by, format!("takes {} of the void batch back", money(U256::from(e.amount))))
+                }
+                IChannelsEvents::Withdrawn(e) => (by, format!("withdraws {}", money(e.amount))),
+                _ => return None,
+            },
+            Event::Trials(event) => match event {
+                ITrialsEvents::ReceiptLodged(e) => {
+                    let id = number(&e.jobId);
+                    self.trial = Some(id);
+                    play.prompts.insert(id, e.receipt.nIn);
+                    (by, format!("brings receipt {} of {} to trial", e.receipt.sequence, name(&e.node)))
+                }
+                _ => return None,
+            },
             Event::Models(_) => (by, "registers the model: from now on its id names every weight".to_owned()),
             Event::Nodes(event) => match event {
                 INodesEvents::StakeDeposited(e) => (by, format!("stakes {}", money(U256::from(e.amount)))),
@@ -444,7 +532,7 @@ impl Timeline {
             Event::Challenges(event) => match event {
                 IChallengesEvents::Demanded(e) => (by, format!("demands to see: {}", e.target)),
                 IChallengesEvents::Answered(e) => {
-                    self.answers += 1;
+                    self.answers += u32::from(!is_receipt(e.jobId));
                     (by, format!("shows {} ({} bytes)", e.target, e.data.len()))
                 }
                 IChallengesEvents::Announced(_) => {
@@ -473,7 +561,10 @@ impl Timeline {
                         "ONE ELEMENT IS WRONG: layer {layer}, position {position}, {opcode} (operator {op}), element {}: sworn {}, computed on chain {}",
                         lie.element, lie.claimed, lie.computed
                     );
-                    self.proven = Some(lie);
+                    match is_receipt(e.jobId) {
+                        true => self.proven_of_receipt = Some(lie),
+                        false => self.proven = Some(lie),
+                    }
                     (Stage::Chain, said)
                 }
                 IChallengesEvents::TimedOut(e) => (
@@ -481,6 +572,9 @@ impl Timeline {
                     format!("the node did not show what was demanded in time; reward to {}", name(&e.payer)),
                 ),
                 IChallengesEvents::RewardContested(e) => (by, format!("contests the reward of job {}", e.jobId)),
+                IChallengesEvents::RewardSettled(e) if is_receipt(e.jobId) => {
+                    (Stage::Chain, format!("the reward of the trial goes to {}", name(&e.to)))
+                }
                 IChallengesEvents::RewardSettled(e) => {
                     (Stage::Chain, format!("the reward of job {} goes to {}", e.jobId, name(&e.to)))
                 }
@@ -507,6 +601,8 @@ fn call_name(d: &Deployment, to: Option<Address>, input: &str) -> String {
         a if a == d.nodes => INodesCalls::name_by_selector(selector),
         a if a == d.challenges => IChallengesCalls::name_by_selector(selector),
         a if a == d.models => IModelsCalls::name_by_selector(selector),
+        a if a == d.channels => IChannelsCalls::name_by_selector(selector),
+        a if a == d.trials => ITrialsCalls::name_by_selector(selector),
         _ => IERC20Calls::name_by_selector(selector).or_else(|| IDevToken::IDevTokenCalls::name_by_selector(selector)),
     };
     known.map_or_else(|| format!("0x{}", hex::encode(selector)), str::to_owned)
@@ -516,9 +612,15 @@ fn job_of(event: &Event) -> Option<u64> {
     let id = match event {
         Event::Market(event) => event.job()?,
         Event::Challenges(event) => event.job(),
+        Event::Trials(ITrialsEvents::ReceiptLodged(e)) => e.jobId,
         Event::Models(_) | Event::Nodes(_) | Event::Channels(_) | Event::Trials(_) => return None,
     };
     u64::try_from(id).ok()
+}
+
+/// A job, or the trial of a receipt.
+fn case(id: u64) -> String {
+    if is_receipt(U256::from(id)) { "the receipt on trial".to_owned() } else { format!("job {id}") }
 }
 
 /// The words of tokens; none if the tokenizer fails.
