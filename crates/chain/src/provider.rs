@@ -13,7 +13,7 @@ use alloy::sol_types::SolCall;
 use alloy::transports::http::reqwest::Url;
 use alloy::transports::layers::RetryBackoffLayer;
 use sworn_bindings::{
-    Deployment, Event, IChallenges, IChannels, IERC20, IMarket, IModels, INodes, IStepVerifier, ITrials,
+    Deployment, Event, IChallenges, IChannels, ICourt, IERC20, IMarket, IModels, INodes, IStepVerifier, ITrials,
 };
 
 use crate::retry::Patience;
@@ -145,6 +145,11 @@ impl Chain {
     /// Receipts on trial.
     pub fn trials(&self) -> ITrials::ITrialsInstance<DynProvider> {
         ITrials::new(self.deployment.trials, self.provider.clone())
+    }
+
+    /// Receipts on trial, as challenges see them.
+    pub fn receipt_court(&self) -> ICourt::ICourtInstance<DynProvider> {
+        ICourt::new(self.deployment.trials, self.provider.clone())
     }
 
     /// The judge.

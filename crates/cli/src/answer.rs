@@ -114,13 +114,8 @@ impl SavedAnswer {
 
     /// The file of an answer that was bought with a receipt, and who signed that; `None` if it is another kind of file.
     pub(crate) fn of_receipt(path: &Path) -> Result<Option<(Self, Signed)>> {
-        let Ok(value) = serde_json::from_str::<serde_json::Value>(&read(path)?) else { return Ok(None) };
-        if value["format"].as_str().is_none_or(|f| !f.starts_with("sworn-receipt/")) {
-            return Ok(None);
-        }
+        let Some((file, by)) = receipt_file(path)? else { return Ok(None) };
         let doing = || format!("{} is no receipt that this build reads", path.display());
-        let file: ReceiptFile = serde_json::from_value(value).doing(doing)?;
-        let by = file.check().map_err(Fault::failed).doing(|| format!("{} contradicts itself", path.display()))?;
         let r = &file.signed.receipt;
         let run = r.run().ok_or_else(|| Fault::failed("the receipt's sampling parameters are none")).doing(doing)?;
         let root = r.trace_root().ok_or_else(|| Fault::failed("the receipt is for no token")).doing(doing)?;
@@ -145,6 +140,18 @@ impl SavedAnswer {
         let tree = TraceTree::decode(&hex::decode(self.leaves.as_ref()?).ok()?, dims)?;
         (crate::models::id_text(&tree.layers_root()) == self.layers_root.to_ascii_lowercase()).then_some(tree)
     }
+}
+
+/// A receipt's file, and who signed it; `None` if it is another kind of file.
+pub(crate) fn receipt_file(path: &Path) -> Result<Option<(ReceiptFile, Address)>> {
+    let Ok(value) = serde_json::from_str::<serde_json::Value>(&read(path)?) else { return Ok(None) };
+    if value["format"].as_str().is_none_or(|f| !f.starts_with("sworn-receipt/")) {
+        return Ok(None);
+    }
+    let doing = || format!("{} is no receipt that this build reads", path.display());
+    let file: ReceiptFile = serde_json::from_value(value).doing(doing)?;
+    let by = file.check().map_err(Fault::failed).doing(|| format!("{} contradicts itself", path.display()))?;
+    Ok(Some((file, by)))
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -568,12 +568,31 @@ pub(crate) enum Dispute {
         #[arg(long, value_name = "N", default_value_t = 20)]
         limit: u64,
     },
-    /// Every step of a job's challenge
+    /// Every step of a challenge, of a job or of a receipt on trial
     Show {
-        /// The job
+        /// The job, or the trial's number
         #[arg(value_name = "JOB")]
         job: u64,
     },
+    /// Bring a false receipt to trial, prove it wrong and collect: costs the node its stake
+    Lodge(Lodge),
+}
+
+/// Bring a false receipt to trial, prove it wrong and collect: costs the node its stake.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Lodge {
+    /// A receipt that `sworn gateway` kept
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Model by name, id or directory [default: the receipt's id]
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// Where to re-execute
+    #[arg(long, value_enum, default_value_t = BackendChoice::Auto)]
+    pub(crate) backend: BackendChoice,
+    /// Journal and state [default: disputes/DIGEST in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 /// Every bucket an account has money in, and when each is released.

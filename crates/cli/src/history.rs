@@ -51,10 +51,10 @@ pub(crate) async fn events(link: &Link, contracts: &[Address], topics: [Option<B
     Ok(found)
 }
 
-/// All that market and challenges have said of a job.
+/// All that market, trials and challenges have said of a job.
 pub(crate) async fn of_job(link: &Link, job: U256) -> Result<Vec<Said>> {
     let d = link.chain.deployment();
-    events(link, &[d.market, d.challenges], [None, Some(job.into()), None, None]).await
+    events(link, &[d.market, d.trials, d.challenges], [None, Some(job.into()), None, None]).await
 }
 
 /// An account as an indexed value.

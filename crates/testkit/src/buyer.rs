@@ -53,6 +53,21 @@ impl Buyer {
         })
     }
 
+    /// A receipt as a gateway keeps it.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn file(&self, prompt: &[u32], tokens: &[u32], signed: &SignedReceipt) -> Result<serde_json::Value> {
+        let mut file = serde_json::to_value(signed).map_err(DevnetError::other)?;
+        file["format"] = "sworn-receipt/1".into();
+        file["domain"] = serde_json::to_value(self.domain).map_err(DevnetError::other)?;
+        file["node"] = self.node.to_string().into();
+        file["digest"] = self.domain.digest(&signed.receipt).to_string().into();
+        file["input_tokens"] = prompt.into();
+        file["tokens"] = tokens.into();
+        Ok(file)
+    }
+
     /// Buys an answer; the receipt is of these tokens, signed by the node.
     ///
     /// # Errors

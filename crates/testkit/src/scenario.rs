@@ -28,7 +28,7 @@ pub struct Process {
     /// What it is, for messages.
     pub name: String,
     lines: Arc<Mutex<Vec<Value>>>,
-    _child: Guard,
+    child: Guard,
     log: PathBuf,
 }
 
@@ -52,7 +52,7 @@ impl Process {
                 }
             }
         });
-        Ok(Process { name: name.to_owned(), lines, _child: Guard(child), log })
+        Ok(Process { name: name.to_owned(), lines, child: Guard(child), log })
     }
 
     /// Everything it told.
@@ -74,6 +74,24 @@ impl Process {
                 return Err(self.complaint(&format!("no {event:?} event in {patience:?}")));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until it fails; what it logged.
+    ///
+    /// # Errors
+    /// It does not end in time, or not with a failure.
+    pub async fn ended(mut self, patience: Duration) -> Result<String> {
+        let start = Instant::now();
+        loop {
+            match self.child.0.try_wait().map_err(DevnetError::other)? {
+                Some(status) if !status.success() => {
+                    return Ok(std::fs::read_to_string(&self.log).unwrap_or_default());
+                }
+                Some(_) => return Err(self.complaint("it succeeded")),
+                None if start.elapsed() > patience => return Err(self.complaint("it does not end")),
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
     }
 
@@ -191,6 +209,18 @@ impl Stage {
         self.common(&mut command, who)?;
         command.args(["--backend", "cpu"]).args(arguments);
         Process::start(&who.name, self.net.dir.path(), &mut command)
+    }
+
+    /// Starts `sworn dispute lodge` for the watcher's account.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub fn lodge(&self, file: &Path) -> Result<Process> {
+        let mut command = Command::new(sworn()?);
+        command.args(["dispute", "lodge"]).arg(file);
+        self.common(&mut command, &self.watcher)?;
+        command.args(["--backend", "cpu"]);
+        Process::start("lodge", self.net.dir.path(), &mut command)
     }
 
     fn common(&self, command: &mut Command, actor: &Actor) -> Result<()> {

@@ -117,6 +117,47 @@ async fn a_false_receipt_that_is_hidden_as_long_as_can_be_costs_the_whole_stake(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_holds_a_false_receipt_can_bring_it_to_trial() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "MIX", "--seed", "4", "--redeem-at", "1"]).await.unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(), 8).await.unwrap();
+    let file = stage.net.dir.path().join("receipt.json");
+    std::fs::write(&file, buyer.file(&prompt(), &tokens, &signed).unwrap().to_string()).unwrap();
+    batch_is(&stage, BatchState::Pending).await.unwrap();
+    let lodge = stage.lodge(&file).unwrap();
+    let lied = heard(&liar, &lodge, "lied").await;
+    let proven = heard(&lodge, &liar, "proven").await;
+    assert_eq!((&proven["claimed"], &proven["element"]), (&lied["claimed"], &lied["element"]));
+    heard(&lodge, &liar, "convicted").await;
+    stage.skip_challenger_turn().await.unwrap();
+    heard(&lodge, &liar, "withdrawn").await;
+    let reward = STAKE / 10_000 * u128::from(stage.terms.channels.challengerShareBps);
+    assert_eq!(stage.net.tokens_of(stage.watcher.address()).await.unwrap(), U256::from(PURSE + reward));
+    refund_and_count(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_receipt_is_not_brought_to_trial() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let node = stage.node(&["--redeem-at", "100"]).await.unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(), 4).await.unwrap();
+    let file = stage.net.dir.path().join("receipt.json");
+    std::fs::write(&file, buyer.file(&prompt(), &tokens, &signed).unwrap().to_string()).unwrap();
+    let lodge = stage.lodge(&file).unwrap();
+    let ended = lodge.ended(PATIENCE).await.unwrap();
+    assert!(ended.contains("there is nothing to challenge"), "{ended}");
+    assert!(stage.net.chain.trials().jobOf(sworn_digest(&stage, &signed)).call().await.unwrap().is_zero());
+    drop(node);
+}
+
+fn sworn_digest(stage: &Stage, signed: &sworn_receipts::SignedReceipt) -> alloy::primitives::B256 {
+    let d = &stage.net.deployment;
+    sworn_receipts::Domain { chain_id: d.chain_id, channels: d.channels }.digest(&signed.receipt)
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_with_a_hidden_receipt_is_void() {
     let stage = Stage::synthetic(3).await.unwrap();
     let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR+mute", "--redeem-at", "1"]).await.unwrap();

@@ -20,6 +20,12 @@ pub enum WatchError {
     /// no key and not told to only look
     #[error("a watcher needs a key to challenge with: give one, or --dry-run to only look")]
     NoKey,
+    /// a receipt of a model that is not here
+    #[error("the receipt is of model {0}: give that model with --model")]
+    OtherModel(alloy::primitives::B256),
+    /// a receipt that is not brought to trial, and why
+    #[error("the receipt is not brought to trial: {0}")]
+    Case(String),
     /// the disk, outside the store
     #[error("{path}: {source}; check disk space and permissions")]
     Io {

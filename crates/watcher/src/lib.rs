@@ -35,4 +35,4 @@ pub use error::{Result, WatchError};
 pub use event::{Tx, WatcherEvent};
 pub use executor::Executor;
 pub use served::Served;
-pub use watch::{Config, watch};
+pub use watch::{Case, Config, watch};

@@ -1,6 +1,7 @@
 //! The loop: news from the chain in, one move per job and per batch of receipts out.
 
 mod batches;
+mod case;
 mod jobs;
 
 use std::collections::{BTreeMap, HashMap};
@@ -23,6 +24,7 @@ use sworn_receipts::Answered;
 use tokio::sync::{Semaphore, mpsc};
 
 use self::batches::{Checked, Sent};
+pub use self::case::Case;
 use crate::event::{Tx, WatcherEvent, job_number};
 use crate::executor::Executor;
 use crate::job::Job;
@@ -55,6 +57,8 @@ pub struct Config {
     pub dry_run: bool,
     /// Stop when nothing is left to do.
     pub once: bool,
+    /// Bring this receipt to trial, play that and nothing else, then stop.
+    pub case: Option<Case>,
     /// Seconds that a transaction may take to be included: how far from a deadline the watcher keeps. None: a tenth of the
     /// challenger's turn.
     pub margin: Option<u64>,
@@ -72,6 +76,7 @@ impl Config {
             backends: Vec::new(),
             dry_run: false,
             once: false,
+            case: None,
             margin: None,
             sender: SenderOptions::default(),
         }
@@ -136,11 +141,19 @@ pub async fn watch(
         tell,
         caught_up: false,
         checkpoint_at: 0,
+        only: None,
         now: 0,
     };
     watcher.learn_channels().await?;
     watcher.started(account, from);
     watcher.prepare().await?;
+    if let Some(case) = watcher.config.case.take() {
+        watcher.only = watcher.bring(case).await?;
+        watcher.config.once = true;
+        if watcher.only.is_none() {
+            return Ok(());
+        }
+    }
     watcher.run(rx, stop).await
 }
 
@@ -217,6 +230,8 @@ struct Watcher<F> {
     tell: F,
     caught_up: bool,
     checkpoint_at: u64,
+    /// The only job that is watched.
+    only: Option<u64>,
     /// Time of the latest block that is known.
     now: u64,
 }
@@ -375,6 +390,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
 
     fn apply_market(&mut self, event: &IMarketEvents, seen: &Seen) {
         let id = match event {
+            IMarketEvents::JobCreated(_) if self.only.is_some() => return,
             IMarketEvents::JobCreated(e) => {
                 let (job, model) = (job_number(e.jobId), e.modelId);
                 let prompt = sequence::decode(&e.promptTokens).unwrap_or_default();

@@ -1,5 +1,7 @@
 //! `sworn dispute`.
 
+mod lodge;
+
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
@@ -7,7 +9,8 @@ use alloy::primitives::{Address, B256, U256};
 use serde::Serialize;
 use sworn_bindings::IChallenges::IChallengesEvents;
 use sworn_bindings::IMarket::IMarketEvents;
-use sworn_bindings::{Event, is_receipt};
+use sworn_bindings::ITrials::ITrialsEvents;
+use sworn_bindings::{Event, JobState, is_receipt};
 
 use super::job;
 use crate::args;
@@ -44,10 +47,10 @@ struct Shown {
 }
 
 pub(super) async fn run(settings: &Settings, verb: args::Dispute) -> Result<ExitCode> {
-    let link = Link::open(settings).await?;
     match verb {
-        args::Dispute::List { limit } => list(settings, &link, limit).await?,
-        args::Dispute::Show { job } => show(settings, &link, job).await?,
+        args::Dispute::List { limit } => list(settings, &Link::open(settings).await?, limit).await?,
+        args::Dispute::Show { job } => show(settings, &Link::open(settings).await?, job).await?,
+        args::Dispute::Lodge(command) => return lodge::run(settings, command).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -56,24 +59,15 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
     let said = history::events(link, &[link.chain.deployment().challenges], [None; 4]).await?;
     let mut jobs: BTreeMap<u64, Vec<&Said>> = BTreeMap::new();
     for s in &said {
-        if let Event::Challenges(event) = &s.event
-            && !is_receipt(event.job())
-        {
+        if let Event::Challenges(event) = &s.event {
             jobs.entry(u64::try_from(event.job()).unwrap_or_default()).or_default().push(s);
         }
     }
     let mut rows = Vec::new();
     for (id, events) in jobs.into_iter().rev().take(limit.try_into().unwrap_or(usize::MAX)) {
-        let chain_job = link.chain.market().job(U256::from(id)).call().await.viewed()?;
-        let mut row = Row {
-            job: id,
-            status: chain_job.state.name(),
-            node: chain_job.node,
-            demands: 0,
-            answers: 0,
-            outcome: "open".into(),
-            last_block: 0,
-        };
+        let (state, node) = standing(link, id).await?;
+        let mut row =
+            Row { job: id, status: state.name(), node, demands: 0, answers: 0, outcome: "open".into(), last_block: 0 };
         for s in events {
             row.last_block = s.block;
             let Event::Challenges(event) = &s.event else { continue };
@@ -85,7 +79,7 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
                 _ => {}
             }
         }
-        if row.outcome == "open" && chain_job.state.is_terminal() {
+        if row.outcome == "open" && state.is_terminal() {
             row.outcome = "nothing wrong found".into();
         }
         rows.push(row);
@@ -109,8 +103,22 @@ async fn list(settings: &Settings, link: &Link, limit: u64) -> Result<()> {
     })
 }
 
+/// How a job or a receipt's trial stands, and whose it is.
+async fn standing(link: &Link, id: u64) -> Result<(JobState, Address)> {
+    let id = U256::from(id);
+    if is_receipt(id) {
+        let trial = link.chain.receipt_court().trial(id).call().await.viewed()?;
+        return Ok((trial.state, trial.node));
+    }
+    let job = link.chain.market().job(id).call().await.viewed()?;
+    Ok((job.state, job.node))
+}
+
 async fn show(settings: &Settings, link: &Link, id: u64) -> Result<()> {
-    let status = job::existing(link, id).await?.state.name();
+    let status = match is_receipt(U256::from(id)) {
+        true => standing(link, id).await?.0.name(),
+        false => job::existing(link, id).await?.state.name(),
+    };
     let mut steps = Vec::new();
     for s in history::of_job(link, U256::from(id)).await? {
         let Some((what, detail)) = describe(&s.event, link) else { continue };
@@ -173,6 +181,13 @@ fn describe(event: &Event, link: &Link) -> Option<(&'static str, String)> {
             ),
             _ => return None,
         },
+        Event::Trials(ITrialsEvents::ReceiptLodged(e)) => (
+            "lodged",
+            format!("receipt {} of channel {}, trace root {}", e.receipt.sequence, e.receipt.channelId, e.traceRoot),
+        ),
+        Event::Trials(ITrialsEvents::TrialAcquitted(e)) => {
+            ("acquitted", format!("fees of {} to the node", money(e.fees)))
+        }
         _ => return None,
     })
 }

@@ -35,12 +35,13 @@ pub(super) struct Sent {
 }
 
 impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
-    fn domain(&self) -> Domain {
+    pub(super) fn domain(&self) -> Domain {
         Domain { chain_id: self.config.deployment.chain_id, channels: self.config.deployment.channels }
     }
 
     pub(super) fn apply_channels(&mut self, event: &IChannelsEvents, seen: &Seen) {
         match event {
+            IChannelsEvents::BatchRedeemed(_) if self.only.is_some() => {}
             IChannelsEvents::BatchRedeemed(e) => {
                 let window = self.channels_window;
                 let batch = Batch::new(e.batchId, seen.block, e.node, e.windowEnd.to(), window, e.parts.clone());
@@ -100,6 +101,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         match event {
             ITrialsEvents::ReceiptLodged(e) => {
                 let (id, receipt) = (job_number(e.jobId), Receipt::from(&e.receipt));
+                if self.only.is_some_and(|only| only != id) {
+                    return;
+                }
                 let (channel, sequence, deadline) = (receipt.channelId, receipt.sequence, e.deadline.to());
                 self.tell(WatcherEvent::Lodged { job: id, node: e.node, channel, sequence, deadline });
                 let batch = self.batches.values_mut().find(|b| b.parts.iter().any(|p| p.channelId == channel));
@@ -339,7 +343,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
 }
 
 /// Looks at a receipt: its tokens, then its trace.
-fn check(executor: &Executor, entry: &Entry) -> Checked {
+pub(super) fn check(executor: &Executor, entry: &Entry) -> Checked {
     let start = Instant::now();
     let receipt = &entry.signed.receipt;
     let Some((prompt, output)) = &entry.tokens else {
