@@ -20,7 +20,7 @@ help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: demo
-demo: ## An honest answer paid, a lie proven wrong on chain (DEMO_ARGS="--lie MIX --seed 3", --json)
+demo: ## Honest answers paid, by job and by receipt, lies proven wrong on chain (DEMO_ARGS="--lie MIX --seed 3", --json)
 	@script/demo $(DEMO_ARGS)
 
 .PHONY: test
@@ -36,7 +36,8 @@ setup: ## Install what is missing (npm packages, cargo-nextest, software Vulkan)
 	@script/setup --test
 
 .PHONY: build
-build: node_modules/.sworn-lock ## Build contracts and programs
+build: ## Build the page, contracts and programs
+	@script/setup
 	$(FORGE) build
 	cargo build --locked --workspace --bins
 
@@ -44,6 +45,7 @@ build: node_modules/.sworn-lock ## Build contracts and programs
 lint: node_modules/.sworn-lock ## Formatting and lints, as CI expects them
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	node_modules/.bin/svelte-check --tsconfig page/tsconfig.json
 	$(FORGE) fmt --check
 
 .PHONY: fmt

@@ -380,6 +380,12 @@ pub(crate) struct Gateway {
     /// Web pages of this origin may ask; may be given several times
     #[arg(long, value_name = "ORIGIN")]
     pub(crate) allow_origin: Vec<String>,
+    /// Serve the API alone, without the page
+    #[arg(long)]
+    pub(crate) no_page: bool,
+    /// Where the page's browsers may read the chain [default: the gateway's RPC if it is on this machine, else their wallets]
+    #[arg(long, value_name = "URL")]
+    pub(crate) page_rpc: Option<String>,
     /// Tokens of an answer whose length the client leaves open
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub(crate) default_max_tokens: u32,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use sworn_model::Model;
 
+use crate::page::Page;
+
 /// A model and the name that clients know it by. Its id in hexadecimal names it as well.
 #[derive(Clone, Debug)]
 pub struct Offered {
@@ -55,4 +57,6 @@ pub struct Config {
     pub origins: Vec<String>,
     /// Bounds.
     pub limits: Limits,
+    /// What the page is told; none: it is not served.
+    pub page: Option<Page>,
 }

@@ -24,6 +24,7 @@ use crate::config::{Config, Offered};
 use crate::error::{ApiError, Reason};
 use crate::listener::Bounded;
 use crate::measure;
+use crate::page;
 use crate::reply::Kind;
 use crate::upstream::Upstream;
 
@@ -76,6 +77,10 @@ impl Gateway {
             .route("/v1/completions", post(completion))
             .route("/v1/receipts/{digest}", get(receipt))
             .layer(middleware::from_fn_with_state(self.clone(), with_key))
+            .route("/", get(page::index))
+            .route("/assets/{*path}", get(page::asset))
+            .route("/favicon.svg", get(page::icon))
+            .route("/page.json", get(page::settings))
             .route("/health", get(async || Json(json!({ "status": "ok" }))))
             .route("/ready", get(ready))
             .route("/metrics", get(measured))
@@ -159,9 +164,14 @@ async fn identified(State(gateway): State<Arc<Gateway>>, mut request: Request, n
     let start = Instant::now();
     let id = request_id(&gateway, &request);
     let path = match request.uri().path() {
-        known @ ("/v1/models" | "/v1/chat/completions" | "/v1/completions" | "/health" | "/ready" | "/metrics") => {
-            known.to_owned()
-        }
+        known @ ("/"
+        | "/page.json"
+        | "/v1/models"
+        | "/v1/chat/completions"
+        | "/v1/completions"
+        | "/health"
+        | "/ready"
+        | "/metrics") => known.to_owned(),
         p if p.starts_with("/v1/models/") => "/v1/models/".to_owned(),
         p if p.starts_with("/v1/receipts/") => "/v1/receipts/".to_owned(),
         _ => "other".to_owned(),

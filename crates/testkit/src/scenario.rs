@@ -211,6 +211,23 @@ impl Stage {
         Process::start(&who.name, self.net.dir.path(), &mut command)
     }
 
+    /// Starts `sworn gateway` with a key that signs vouchers, for a model of the store; and where it listens.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn gateway(&self, signer: &Actor, model: &str) -> Result<(Process, String)> {
+        let (key, password) = signer.keystore()?;
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let mut command = Command::new(sworn()?);
+        command.args(["gateway", "--json", "--log", "info", "--rpc", &self.net.rpc, "--listen", &listen]);
+        command.arg("--deployment").arg(self.net.deployment_file());
+        command.arg("--key").arg(key).arg("--password-file").arg(password);
+        command.args(["--model", model]).arg("--state").arg(signer.dir.join("state"));
+        let process = Process::start("gateway", self.net.dir.path(), &mut command)?;
+        process.wait("listening", Duration::from_secs(60)).await?;
+        Ok((process, format!("http://{listen}")))
+    }
+
     /// Starts `sworn dispute lodge` for the watcher's account.
     ///
     /// # Errors

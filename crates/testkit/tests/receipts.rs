@@ -175,8 +175,9 @@ async fn a_batch_with_a_hidden_receipt_is_void() {
     batch_is(&stage, BatchState::Void).await.unwrap();
     let bond = stage.terms.channels.minBond;
     let reward = bond / 10_000 * u128::from(stage.terms.channels.challengerShareBps);
-    let due = stage.net.chain.channels().balanceOf(stage.watcher.address()).call().await.unwrap();
-    assert_eq!(due, U256::from(reward + stage.terms.channels.receiptFee), "a share of the bond, and the fee");
+    heard(&watcher, &liar, "withdrawn").await;
+    let holds = stage.net.tokens_of(stage.watcher.address()).await.unwrap();
+    assert_eq!(holds, U256::from(PURSE + reward), "a share of the bond, and the fee again");
     assert!(named(&watcher, "lodged").is_empty());
     refund_and_count(&stage).await;
 }

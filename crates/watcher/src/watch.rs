@@ -141,6 +141,7 @@ pub async fn watch(
         tell,
         caught_up: false,
         checkpoint_at: 0,
+        rewarded: None,
         only: None,
         now: 0,
     };
@@ -230,6 +231,8 @@ struct Watcher<F> {
     tell: F,
     caught_up: bool,
     checkpoint_at: u64,
+    /// A batch that may have earned this account something.
+    rewarded: Option<u64>,
     /// The only job that is watched.
     only: Option<u64>,
     /// Time of the latest block that is known.

@@ -177,7 +177,8 @@ async fn trial(
         timeline.catch_up().await?;
         timeline.listen(heard)?;
         let paid = timeline.batches.iter().any(|b| b.released && b.node == cast.honest.account.address());
-        if timeline.conviction.is_some() && paid {
+        let void = timeline.batches.iter().any(|b| b.void);
+        if (timeline.conviction.is_some() || void) && paid {
             let channels = net.link.chain.channels();
             let mut owed =
                 channels.totalRewards().call().await.viewed()? + channels.totalFees().call().await.viewed()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use alloy::primitives::B256;
 use serde::Serialize;
 use sworn_chain::Store;
-use sworn_gateway::{Config, Follower, Gateway, Limits, Offered, Router, RouterConfig};
+use sworn_gateway::{Config, Follower, Gateway, Limits, Offered, Page, Router, RouterConfig};
 use sworn_receipts::{ClientOptions, Domain};
 use tokio::net::TcpListener;
 
@@ -87,7 +87,17 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
         ..Limits::default()
     };
     let models = offered.iter().map(|o| o.name.clone()).collect();
-    let config = Config { models: offered, api_keys, origins: command.allow_origin, limits };
+    let page = (!command.no_page).then(|| Page {
+        chain_id: d.chain_id,
+        // A chain on this machine is read by its browsers too; any other RPC may have a key in it that is not theirs.
+        rpc: command.page_rpc.or_else(|| is_local(&settings.rpc).then(|| settings.rpc.clone())),
+        block: d.block,
+        signer,
+        symbol: link.currency.symbol.clone(),
+        decimals: link.currency.decimals,
+        contracts: d.into(),
+    });
+    let config = Config { models: offered, api_keys, origins: command.allow_origin, limits, page };
     let gateway = Gateway::new(config, Arc::new(router.clone()));
     let address = command.listen;
     let listener = TcpListener::bind(address)
@@ -109,6 +119,12 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
     following.abort();
     served.doing(|| "the gateway's listener failed".into())?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether an RPC is one of this machine.
+fn is_local(rpc: &str) -> bool {
+    let host = reqwest::Url::parse(rpc).ok().and_then(|u| u.host_str().map(str::to_owned));
+    host.is_some_and(|h| matches!(&*h, "localhost" | "127.0.0.1" | "[::1]"))
 }
 
 /// One key a line; a file, so that no key is in a process list.

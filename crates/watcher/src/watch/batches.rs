@@ -71,7 +71,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 }
             }
             IChannelsEvents::NodeConvicted(e) => {
-                // Nothing of it will be paid any more.
+                // Nothing of it will be paid any more. What a fault shown without a trial earns is there at once.
+                self.rewarded = self.batches.values().find(|b| b.node == e.node).map(|b| job_number(b.id));
                 self.batches.retain(|_, b| b.node != e.node);
                 for job in self.jobs.values_mut().filter(|j| j.receipt.is_some() && j.node == e.node) {
                     job.reward = e.reward;
@@ -93,6 +94,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
 
     fn batch_over(&mut self, id: U256, released: bool) {
         if let Some(b) = self.batches.remove(&job_number(id)) {
+            if !released {
+                self.rewarded = Some(job_number(id));
+            }
             self.tell(WatcherEvent::BatchOver { batch: job_number(id), node: b.node, released });
         }
     }
@@ -150,6 +154,19 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         let ids: Vec<u64> = self.batches.values().filter(ready).map(|b| job_number(b.id)).collect();
         for id in ids {
             self.decide_batch(id, head).await?;
+        }
+        self.collect_rewards().await
+    }
+
+    /// Takes what a batch that became void, or its node's conviction, has earned this account.
+    async fn collect_rewards(&mut self) -> Result<()> {
+        let (Some(id), true) = (self.rewarded.take(), self.sender.is_some()) else { return Ok(()) };
+        let due = self.chain.channels().balanceOf(self.me).call().await.map_err(sworn_chain::Error::from)?;
+        if !due.is_zero() {
+            let call = IChannels::withdrawCall {};
+            let intent = Intent::call(format!("batch/{id}/withdraw"), self.config.deployment.channels, &call);
+            let sent = Sent { step: Step::Rest, channel: B256::ZERO, sequence: 0 };
+            self.send(Subject::Batch(id), intent, Purpose::Batch("withdraw", sent));
         }
         Ok(())
     }

@@ -127,6 +127,8 @@ pub(super) struct Batch {
     pub(super) amount: u128,
     pub(super) parts: Vec<Part>,
     pub(super) released: bool,
+    /// Its node hid a receipt.
+    pub(super) void: bool,
 }
 
 /// What a conviction took, and where it went.

@@ -83,6 +83,8 @@ struct FalseReceipt {
     job: Option<u64>,
     /// the wrong element; none: the node fell silent
     proven: Option<LieFound>,
+    /// whether its node hid it, which cost the batch and its bond
+    hidden: bool,
     /// the whole stake
     taken: String,
     reward: String,
@@ -107,6 +109,7 @@ impl Receipts {
                 sold: lied,
                 job: timeline.trial,
                 proven: timeline.proven_of_receipt.clone(),
+                hidden: timeline.batches.iter().any(|b| b.void),
                 taken: part(|c| c.taken),
                 reward: part(|c| c.reward),
                 compensation: part(|c| c.compensation),
@@ -220,8 +223,9 @@ impl Report {
     /// The honest answers paid, the lies slashed, nothing missing.
     pub(super) fn as_it_should_be(&self) -> bool {
         let paid = self.receipts.batch.as_ref().is_some_and(|b| b.released);
-        let convicted = self.receipts.lie.taken != "0";
-        self.honest.status == "final" && self.fraud.status == "slashed" && paid && convicted && self.conserved
+        let lie = &self.receipts.lie;
+        let punished = lie.taken != "0" || lie.hidden;
+        self.honest.status == "final" && self.fraud.status == "slashed" && paid && punished && self.conserved
     }
 
     pub(super) fn text(&self, currency: &Currency) -> String {
@@ -268,7 +272,7 @@ impl Report {
             let hash: B256 = t.tx;
             costs.add_row([t.call.clone(), t.by.to_owned(), grouped(t.gas), hash.to_string()]);
         }
-        let lie = self.fraud.lie.as_ref().map_or_else(String::new, |l| {
+        let wrong = self.fraud.lie.as_ref().map_or_else(String::new, |l| {
             format!(
                 "layer {}, position {}, {}, element {}: {} instead of {}",
                 l.layer, l.position, l.op, l.element, l.claimed, l.computed
@@ -276,8 +280,19 @@ impl Report {
         });
         let how =
             if self.fraud.proven_by == "element" { "proven wrong on one element" } else { "slashed for its silence" };
+        let lie = &self.receipts.lie;
+        let punishment = match lie.hidden {
+            true => "hidden by its node: the batch is void and its bond gone".to_owned(),
+            false => format!(
+                "the whole stake of {} is gone: {} to the challenger, {} to the user, {} burned",
+                currency.show(amount(&lie.taken)),
+                currency.show(amount(&lie.reward)),
+                currency.show(amount(&lie.compensation)),
+                currency.show(amount(&lie.burned))
+            ),
+        };
         format!(
-            "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({lie})\n  challenge       {} answer{}, {} gas ({} for the job in all)\n  by receipts     {} paid in batch {} for {}, no transaction per answer\n  false receipt   the whole stake of {} is gone: {} to the challenger, {} to the user, {} burned; {} gas\n  every wei       {}",
+            "{books}\n\n{costs}\n\n{}\n  honest answer   job {}: {}, {} paid\n  dishonest one   job {}: {}, {how} ({wrong})\n  challenge       {} answer{}, {} gas ({} for the job in all)\n  by receipts     {} paid in batch {} for {}, no transaction per answer\n  false receipt   {}; {} gas\n  every wei       {}",
             if self.as_it_should_be() { "As it should be." } else { "NOT as it should be." },
             self.honest.job,
             self.honest.status,
@@ -291,10 +306,7 @@ impl Report {
             currency.show(amount(self.receipts.batch.as_ref().map_or("0", |b| &b.amount))),
             self.receipts.batch.as_ref().map_or("none", |b| &b.batch),
             format_args!("“{}”", crate::cmd::job::plain(&self.receipts.honest.answer)),
-            currency.show(amount(&self.receipts.lie.taken)),
-            currency.show(amount(&self.receipts.lie.reward)),
-            currency.show(amount(&self.receipts.lie.compensation)),
-            currency.show(amount(&self.receipts.lie.burned)),
+            punishment,
             grouped(self.receipts.lie.gas.total),
             if self.conserved { "is where it should be" } else { "is NOT accounted for" },
         )

@@ -401,6 +401,7 @@ impl Timeline {
                         amount: e.amount,
                         parts: e.parts.clone(),
                         released: false,
+                        void: false,
                     });
                     let receipts: u64 = e.parts.iter().map(|p| p.last - p.first + 1).sum();
                     let said = format!(
@@ -418,6 +419,23 @@ impl Timeline {
                         Stage::Chain,
                         format!("batch {} is paid: {} to {}", e.batchId, money(U256::from(e.amount)), name(&e.node)),
                     )
+                }
+                IChannelsEvents::BatchVoid(e) => {
+                    self.batches.iter_mut().filter(|b| b.id == e.batchId).for_each(|b| b.void = true);
+                    (
+                        Stage::Chain,
+                        format!(
+                            "batch {} is void: {} did not show a receipt, and its bond is gone",
+                            e.batchId,
+                            name(&e.node)
+                        ),
+                    )
+                }
+                IChannelsEvents::ReceiptDemanded(e) => {
+                    (by, format!("demands to see receipt {} of batch {}", e.sequence, e.batchId))
+                }
+                IChannelsEvents::ReceiptPublished(e) => {
+                    (by, format!("publishes receipt {} of batch {}", e.receipt.sequence, e.batchId))
                 }
                 IChannelsEvents::NodeConvicted(e) => {
                     self.conviction = Some(Conviction {
