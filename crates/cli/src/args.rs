@@ -103,6 +103,18 @@ pub(crate) enum Noun {
     /// Keys: make, show
     #[command(subcommand)]
     Key(Key),
+    /// Completions for a shell, to stdout
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+    /// Manual pages of every verb, into a directory
+    Man {
+        /// The directory
+        #[arg(value_name = "DIR", default_value = "man")]
+        dir: PathBuf,
+    },
 }
 
 /// Where inference runs.
@@ -297,12 +309,67 @@ pub(crate) enum Node {
     },
     /// Collect what is owed: pay, and stake whose unbonding is over
     Withdraw,
+    /// A price from what this machine costs and does, and from what others ask
+    Suggest(SuggestPrice),
+    /// Every node: prices, stake, paid volume, record, age
+    List(ListNodes),
     /// Stake, bonds, prices and record of a node
     Status {
         /// The node [default: the key's account]
         #[arg(value_name = "ADDRESS")]
         address: Option<Address>,
     },
+}
+
+/// A price from what this machine costs and does, and from what others ask.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SuggestPrice {
+    #[command(flatten)]
+    pub(crate) engine: Engine,
+    /// What the machine draws when it answers, in watts
+    #[arg(long, value_name = "W", default_value_t = 300)]
+    pub(crate) watts: u32,
+    /// Price of a kilowatt-hour, in payment tokens
+    #[arg(long, value_name = "AMOUNT", default_value = "0.3")]
+    pub(crate) kwh: String,
+    /// What the machine costs besides, an hour, in payment tokens
+    #[arg(long, value_name = "AMOUNT", default_value = "0")]
+    pub(crate) hour: String,
+    /// Added to the cost, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=1000))]
+    pub(crate) margin: u16,
+}
+
+/// Every node: prices, stake, paid volume, record, age.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ListNodes {
+    /// Model that prices are shown for, by name or id
+    #[arg(long, value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// By what to order
+    #[arg(long, value_enum, default_value = "record")]
+    pub(crate) sort: NodeOrder,
+    /// Only nodes that offer the model and are not convicted
+    #[arg(long)]
+    pub(crate) offering: bool,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    pub(crate) limit: u64,
+}
+
+/// An order of nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum NodeOrder {
+    /// Fewest faults for what it was paid first, then most paid
+    Record,
+    /// Cheapest first
+    Price,
+    /// Most paid by users first
+    Volume,
+    /// Largest stake first
+    Stake,
+    /// Oldest first
+    Age,
 }
 
 /// Serve: take jobs, answer, defend, collect. Survives being killed at any moment.

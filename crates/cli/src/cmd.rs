@@ -12,6 +12,7 @@ mod eval;
 mod gateway;
 mod job;
 mod key;
+mod manual;
 mod model;
 mod money;
 mod node;
@@ -40,6 +41,8 @@ pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
         Noun::Audit(command) => audit::run(&settings, command).await,
         Noun::Eval(command) => eval::run(&settings, command).await,
         Noun::Bench(command) => bench::run(&settings, command).await,
+        Noun::Completions { shell } => manual::completions(&settings, shell),
+        Noun::Man { dir } => manual::pages(&dir),
         Noun::Key(verb) => key::run(&settings, verb),
         Noun::Devnet(command) => devnet::run(&settings, command).await,
         Noun::Demo(command) => demo::run(&settings, command).await,

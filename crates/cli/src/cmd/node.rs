@@ -1,5 +1,8 @@
 //! `sworn node`.
 
+mod list;
+mod suggest;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -50,6 +53,14 @@ struct Offer {
 pub(super) async fn run(settings: &Settings, verb: args::Node) -> Result<ExitCode> {
     match verb {
         args::Node::Run(command) => return serve(settings, command).await,
+        args::Node::Suggest(command) => {
+            suggest::run(settings, command).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        args::Node::List(command) => {
+            list::run(settings, command).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         args::Node::Status { address } => {
             status(settings, address).await?;
             return Ok(ExitCode::SUCCESS);
@@ -91,7 +102,7 @@ pub(super) async fn run(settings: &Settings, verb: args::Node) -> Result<ExitCod
             vec![receipt]
         }
         args::Node::Withdraw => withdraw(&account).await?,
-        args::Node::Run(_) | args::Node::Status { .. } => Vec::new(),
+        args::Node::Run(_) | args::Node::Suggest(_) | args::Node::List(_) | args::Node::Status { .. } => Vec::new(),
     };
     settings.out.result(&receipts, |receipts| {
         receipts.iter().map(|r| format!("{}  {}", r.label, r.hash)).collect::<Vec<_>>().join("\n")

@@ -71,8 +71,11 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 }
             }
             IChannelsEvents::NodeConvicted(e) => {
-                // Nothing of it will be paid any more. What a fault shown without a trial earns is there at once.
-                self.rewarded = self.batches.values().find(|b| b.node == e.node).map(|b| job_number(b.id));
+                // Nothing of it will be paid any more. What a fault shown without a trial earns is there at once; after a trial
+                // there is more to come.
+                if !self.jobs.values().any(|j| j.receipt.is_some() && j.node == e.node) {
+                    self.rewarded = self.batches.values().find(|b| b.node == e.node).map(|b| job_number(b.id));
+                }
                 self.batches.retain(|_, b| b.node != e.node);
                 for job in self.jobs.values_mut().filter(|j| j.receipt.is_some() && j.node == e.node) {
                     job.reward = e.reward;
