@@ -240,6 +240,22 @@ impl Stage {
         Process::start("lodge", self.net.dir.path(), &mut command)
     }
 
+    /// What a verb of `sworn` about the stage's model prints as JSON.
+    ///
+    /// # Errors
+    /// It fails, or prints something else.
+    pub fn says(&self, verb: &[&str], arguments: &[&str]) -> Result<Value> {
+        let mut command = Command::new(sworn()?);
+        command.args(verb).args(["--json", "--rpc", &self.net.rpc]);
+        command.arg("--deployment").arg(self.net.deployment_file()).arg("--home").arg(self.net.dir.path().join("home"));
+        command.arg("--model").arg(self.model.path()).args(arguments);
+        let output = command.output().map_err(DevnetError::other)?;
+        if !output.status.success() {
+            return Err(DevnetError::other(String::from_utf8_lossy(&output.stderr)));
+        }
+        serde_json::from_slice(&output.stdout).map_err(DevnetError::other)
+    }
+
     fn common(&self, command: &mut Command, actor: &Actor) -> Result<()> {
         let (key, password) = actor.keystore()?;
         command.args(["--json", "--log", "info", "--rpc", &self.net.rpc]);

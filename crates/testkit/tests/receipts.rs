@@ -12,7 +12,7 @@ use sworn_bindings::IChannels::{self, BatchState};
 use sworn_receipts::place;
 use sworn_testkit::buyer::Buyer;
 use sworn_testkit::devnet::{DevnetError, PURSE};
-use sworn_testkit::scenario::{Process, STAKE, Stage};
+use sworn_testkit::scenario::{OUTPUT_PRICE, Process, STAKE, Stage};
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -216,4 +216,16 @@ async fn an_honest_nodes_receipts_are_audited_and_paid() {
     let due = stage.net.chain.channels().balanceOf(stage.operator.address()).call().await.unwrap();
     let held = stage.net.tokens_of(stage.operator.address()).await.unwrap();
     assert_eq!(due + held, U256::from(PURSE - STAKE + paid));
+
+    // What everybody can read of the node, and what another would ask.
+    let nodes = stage.says(&["node", "list"], &["--sort", "volume", "--offering"]).unwrap();
+    let [node] = nodes.as_array().unwrap().as_slice() else { panic!("{nodes}") };
+    assert_eq!(node["node"].as_str().unwrap().parse(), Ok(stage.operator.address()));
+    assert_eq!((node["volume"].as_str(), node["receipts"].as_u64()), (Some(&*paid.to_string()), Some(receipts as u64)));
+    assert_eq!((&node["slashed"], &node["convicted"]), (&0.into(), &false.into()));
+    assert_eq!(node["per_output_token"].as_str(), Some(&*OUTPUT_PRICE.to_string()));
+    let price = stage.says(&["node", "suggest"], &["--backend", "cpu", "--watts", "100"]).unwrap();
+    assert_eq!(price["market_output"].as_str(), Some(&*OUTPUT_PRICE.to_string()));
+    let amount = |key: &str| price[key].as_str().unwrap().parse::<u128>().unwrap();
+    assert!(amount("cost_output") > 0 && amount("output") >= amount("cost_output"), "{price}");
 }
