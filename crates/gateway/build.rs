@@ -7,14 +7,15 @@ const MISSING: &str = "<!doctype html><meta charset=\"utf-8\"><title>Sworn</titl
     Run <code>make build</code> in the checkout: it builds the page first.";
 
 fn main() -> io::Result<()> {
-    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../page/dist");
+    // Relative to the package, wherever the checkout is: checkouts share what is compiled of this script.
+    let from = Path::new("../../page/dist");
     println!("cargo::rerun-if-changed={}", from.display());
     let to = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default()).join("page");
     if to.exists() {
         fs::remove_dir_all(&to)?;
     }
     fs::create_dir_all(&to)?;
-    if from.join("index.html").is_file() { copy(&from, &to) } else { fs::write(to.join("index.html"), MISSING) }
+    if from.join("index.html").is_file() { copy(from, &to) } else { fs::write(to.join("index.html"), MISSING) }
 }
 
 fn copy(from: &Path, to: &Path) -> io::Result<()> {

@@ -35,7 +35,7 @@ pub use config::{Config, Limits, Offered};
 pub use error::{ApiError, PaymentOption};
 pub use file::{FORMAT, ReceiptFile};
 pub use follow::Follower;
-pub use page::{Contracts, Page};
+pub use page::Page;
 pub use peer::ChannelInfo;
 pub use router::{Router, RouterConfig};
 pub use score::Record;

@@ -23,47 +23,16 @@ static FILES: Dir<'static> = include_dir!("$OUT_DIR/page");
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Page {
-    /// The chain.
-    pub chain_id: u64,
     /// Where browsers may read the chain; none: through their wallets.
     pub rpc: Option<String>,
-    /// The deployment's block.
-    pub block: u64,
     /// Who signs the vouchers.
     pub signer: Address,
     /// The payment token's symbol.
     pub symbol: String,
     /// Its decimals.
     pub decimals: u8,
-    /// The contracts, by the names that the page knows.
-    pub contracts: Contracts,
-}
-
-/// Addresses.
-#[derive(Clone, Copy, Debug, Serialize)]
-#[allow(missing_docs, reason = "a contract each")]
-pub struct Contracts {
-    pub token: Address,
-    pub models: Address,
-    pub nodes: Address,
-    pub market: Address,
-    pub channels: Address,
-    pub trials: Address,
-    pub challenges: Address,
-}
-
-impl From<&Deployment> for Contracts {
-    fn from(d: &Deployment) -> Self {
-        Contracts {
-            token: d.token,
-            models: d.models,
-            nodes: d.nodes,
-            market: d.market,
-            channels: d.channels,
-            trials: d.trials,
-            challenges: d.challenges,
-        }
-    }
+    /// The contracts, on which chain and since when.
+    pub contracts: Deployment,
 }
 
 impl Page {

@@ -66,10 +66,10 @@ export class Chain {
     if (!provider) throw new Error('no wallet is in this browser: install one that is an EIP-1193 provider');
     const accounts: Address[] = await provider.request({ method: 'eth_requestAccounts' });
     const own = Number(await provider.request({ method: 'eth_chainId' }));
-    if (own !== this.settings.chainId) {
+    if (own !== this.settings.contracts.chainId) {
       await provider.request({
         method: 'wallet_switchEthereumChain',
-        params: [{ chainId: numberToHex(this.settings.chainId) }],
+        params: [{ chainId: numberToHex(this.settings.contracts.chainId) }],
       });
     }
     this.account = accounts[0] ?? null;
@@ -169,7 +169,7 @@ export class Chain {
         return [...(await read(from, middle)), ...(await read(middle + 1n, to))];
       }
     };
-    return read(BigInt(this.settings.block), await reader.getBlockNumber());
+    return read(BigInt(this.settings.contracts.block), await reader.getBlockNumber());
   }
 }
 

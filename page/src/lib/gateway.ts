@@ -10,14 +10,16 @@ export interface ModelShape {
   sections: string[][];
 }
 
+export const CONTRACTS = ['token', 'models', 'nodes', 'market', 'channels', 'trials', 'challenges'] as const;
+export type Contract = (typeof CONTRACTS)[number];
+
 export interface Settings {
-  chainId: number;
+  /** Where to read the chain; none: through the wallet. */
   rpc: string | null;
-  block: number;
   signer: Address;
   symbol: string;
   decimals: number;
-  contracts: Record<'token' | 'models' | 'nodes' | 'market' | 'channels' | 'trials' | 'challenges', Address>;
+  contracts: { chainId: number; block: number } & Record<Contract, Address>;
   models: ModelShape[];
 }
 

@@ -88,14 +88,12 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
     };
     let models = offered.iter().map(|o| o.name.clone()).collect();
     let page = (!command.no_page).then(|| Page {
-        chain_id: d.chain_id,
         // A chain on this machine is read by its browsers too; any other RPC may have a key in it that is not theirs.
         rpc: command.page_rpc.or_else(|| is_local(&settings.rpc).then(|| settings.rpc.clone())),
-        block: d.block,
         signer,
         symbol: link.currency.symbol.clone(),
         decimals: link.currency.decimals,
-        contracts: d.into(),
+        contracts: d.clone(),
     });
     let config = Config { models: offered, api_keys, origins: command.allow_origin, limits, page };
     let gateway = Gateway::new(config, Arc::new(router.clone()));
