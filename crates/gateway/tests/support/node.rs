@@ -335,6 +335,8 @@ impl TestNode {
         };
         let answered = self.sign(ask, &output, finish, &how);
         if matches!(how, Some(Failing::Cut(_))) {
+            // What was sent before the connection breaks must have left, or the client has heard of nothing at all.
+            std::thread::sleep(Duration::from_millis(150));
             let _ = to.send(Err(std::io::Error::other("cut")));
             return;
         }
