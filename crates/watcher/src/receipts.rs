@@ -239,9 +239,14 @@ impl Batch {
         }
     }
 
-    pub(crate) fn overclaim_is_shown(&mut self, part: usize) {
-        if let Some(sheet) = self.sheets.get_mut(part) {
-            sheet.overclaim_shown = true;
+    /// A step was taken, or refused for good: it is not due again. Others come back until the chain says otherwise.
+    pub(crate) fn dealt_with(&mut self, step: Step) {
+        match step {
+            Step::Overclaim(part, _) => self.sheets.get_mut(part).into_iter().for_each(|s| s.overclaim_shown = true),
+            Step::Malformed(part, s) | Step::Lodge(part, s) => {
+                self.entry(part, s).into_iter().for_each(|e| e.verdict = Verdict::Settled);
+            }
+            _ => {}
         }
     }
 
@@ -358,7 +363,7 @@ mod tests {
         let shown = answer(5, 19);
         b.sheets[0].entries.insert(5, Entry::new(shown.signed, Vec::new(), Vec::new()));
         assert_eq!(b.next(ME, 961, 5), Step::Overclaim(0, 5));
-        b.overclaim_is_shown(0);
+        b.dealt_with(Step::Overclaim(0, 5));
         assert_eq!(b.next(ME, 961, 5), Step::Check(0, 5));
         b.entry(0, 5).unwrap().verdict = Verdict::Settled;
         assert_eq!(b.next(ME, 961, 5), Step::Demand(0, 4));

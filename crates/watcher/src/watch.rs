@@ -116,6 +116,7 @@ pub async fn watch(
     let sender =
         key.filter(|_| !config.dry_run).map(|k| Sender::new(chain.clone(), k, store.clone(), config.sender.clone()));
     let params = chain.challenges().params().call().await.map_err(sworn_chain::Error::from)?;
+    let channels = chain.channels().params().call().await.map_err(sworn_chain::Error::from)?;
     let challenger_turn = params.challengerTurn.to::<u64>();
     let margin = config.margin.unwrap_or((challenger_turn / 10).clamp(2, 600));
     let (tx, rx) = mpsc::unbounded_channel();
@@ -129,7 +130,7 @@ pub async fn watch(
         executors,
         cursor: Some(cursor),
         challenger_turn,
-        channels_window: 0,
+        channels_window: channels.window.to(),
         margin,
         jobs: BTreeMap::new(),
         batches: BTreeMap::new(),
@@ -145,7 +146,6 @@ pub async fn watch(
         only: None,
         now: 0,
     };
-    watcher.learn_channels().await?;
     watcher.started(account, from);
     watcher.prepare().await?;
     if let Some(case) = watcher.config.case.take() {

@@ -99,7 +99,6 @@ async fn play(settings: &Settings, command: &args::Demo, root: &Path, liar: &Pat
     timeline.during(&mut heard, model::register(&cast.honest.account, &loaded, String::new())).await?;
     timeline.during(&mut heard, cast.register(&net, loaded.id().into())).await?;
     let name = devnet::named(&command.model, Some(&loaded));
-    let name_of_model = name.clone();
     let mut processes = Processes::start(settings, command, &net, &cast, liar, &name, dir, lines.clone())?;
     wait_until_started(&mut timeline, &mut processes, &mut heard).await?;
     let before = cast.balances(&net).await?;
@@ -107,8 +106,8 @@ async fn play(settings: &Settings, command: &args::Demo, root: &Path, liar: &Pat
     timeline.heading("Two questions")?;
     let id = B256::from(loaded.id());
     let (honest, fraud) = timeline.during(&mut heard, questions(&cast, &loaded, id, command.max_tokens)).await?;
-    let ask_at = |name: &'static str, node: &crate::localnet::Purse| {
-        Counter::start(settings, &net, &cast, name, node.account.address(), &name_of_model, dir, lines.clone())
+    let ask_at = |who: &'static str, node: &crate::localnet::Purse| {
+        Counter::start(settings, &net, &cast, who, node.account.address(), &name, dir, lines.clone())
     };
     timeline.heading("The counter: an OpenAI client, a gateway, receipts instead of transactions")?;
     timeline.during(&mut heard, counter::open(&cast, &net)).await?;

@@ -10,11 +10,11 @@ use sworn_commit::sequence;
 use sworn_receipts::{Domain, Receipt, SignedReceipt};
 
 use super::{ANNOUNCEMENTS, ANSWERS, Done, Purpose, Subject, Watcher, endpoint, millis, tx};
+use crate::Result;
 use crate::event::{WatcherEvent, job_number};
 use crate::executor::Executor;
 use crate::job::Job;
 use crate::receipts::{self, Batch, Entry, Step, Verdict, Wanted};
-use crate::{Result, WatchError};
 
 /// What came of looking at a receipt.
 pub(super) enum Checked {
@@ -294,13 +294,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 batch.not_before = Some(Instant::now() + pause);
                 // What the contract refuses by its own word will be refused again.
                 if let (Purpose::Batch(_, sent), true) = (purpose, e.revert().is_some()) {
-                    match sent.step {
-                        Step::Overclaim(part, _) => batch.overclaim_is_shown(part),
-                        Step::Malformed(part, s) | Step::Lodge(part, s) => {
-                            batch.entry(part, s).into_iter().for_each(|e| e.verdict = Verdict::Settled);
-                        }
-                        _ => {}
-                    }
+                    batch.dealt_with(sent.step);
                 }
                 self.error(None, format!("batch {id}: {e}"));
             }
@@ -316,13 +310,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         if let Some(batch) = self.batches.get_mut(&id) {
             batch.after_block = mined.block;
             batch.failures = 0;
-            match sent.step {
-                Step::Overclaim(part, _) => batch.overclaim_is_shown(part),
-                Step::Malformed(part, s) | Step::Lodge(part, s) => {
-                    batch.entry(part, s).into_iter().for_each(|e| e.verdict = Verdict::Settled);
-                }
-                _ => {}
-            }
+            batch.dealt_with(sent.step);
         }
         let Sent { channel, sequence, .. } = sent;
         self.tell(WatcherEvent::BatchSent { batch: id, channel, sequence, call: call.into(), tx: tx(mined) });
@@ -352,13 +340,6 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             }
         };
         self.tell(event);
-    }
-
-    /// What trials and channels may take of this account's tokens: fees for demands and for lodging.
-    pub(super) async fn learn_channels(&mut self) -> Result<()> {
-        let params = self.chain.channels().params().call().await.map_err(sworn_chain::Error::from)?;
-        self.channels_window = params.window.to();
-        Ok::<_, WatchError>(())
     }
 }
 

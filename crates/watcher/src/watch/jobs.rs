@@ -139,14 +139,17 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 let key = format!("{id}/demand/{target}/{parent}");
                 self.send_challenges(id, key, &call, Purpose::Demand(target));
             }
-            Move::Timeout(t) => {
-                let target = sol_target(&t);
-                let call = IChallenges::timeoutCall { jobId: U256::from(id), target: target.clone() };
-                self.send_challenges(id, format!("{id}/timeout/{target}"), &call, Purpose::Timeout(target.to_string()));
-            }
+            Move::Timeout(t) => self.time_out(id, &t),
             Move::Accuse(a) => self.accuse(id, *a, head).await?,
         }
         Ok(())
+    }
+
+    /// Has the contract note that a demand was not answered.
+    fn time_out(&mut self, id: u64, target: &Target) {
+        let target = sol_target(target);
+        let call = IChallenges::timeoutCall { jobId: U256::from(id), target: target.clone() };
+        self.send_challenges(id, format!("{id}/timeout/{target}"), &call, Purpose::Timeout(target.to_string()));
     }
 
     /// Gets the tokens of a receipt on trial: from the node over HTTP, or else by a demand that it must answer.
@@ -170,10 +173,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             match game.openings.get(&target).map(|o| &o.state) {
                 Some(OpeningState::Answered { .. }) => {}
                 Some(OpeningState::Demanded { deadline }) if head.timestamp > *deadline => {
-                    let target = sol_target(&target);
-                    let call = IChallenges::timeoutCall { jobId: U256::from(id), target: target.clone() };
-                    let purpose = Purpose::Timeout(target.to_string());
-                    return self.send_challenges(id, format!("{id}/timeout/{target}"), &call, purpose);
+                    return self.time_out(id, &target);
                 }
                 Some(OpeningState::Demanded { .. }) => {}
                 None if head.timestamp + self.margin > game.window_end => {
