@@ -31,9 +31,9 @@ struct Account {
     ahead: BTreeMap<u64, Step>,
     /// The most that each request without a receipt can cost.
     open: BTreeMap<u64, Amount>,
-    /// Whether the node's word was taken for receipts that this gateway does not have.
+    /// Ranges of numbers up to `sequence` whose receipts were not seen: the node's word was taken for their total. Some may still come.
     #[serde(default)]
-    adopted: bool,
+    unseen: Vec<(u64, u64)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -103,7 +103,14 @@ impl Account {
         // A gateway that lost its file must not use a number again: numbers begin with the time.
         let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let next_request = millis << 20;
-        Account { next_request, sequence: 0, total: 0, ahead: BTreeMap::new(), open: BTreeMap::new(), adopted: false }
+        Account {
+            next_request,
+            sequence: 0,
+            total: 0,
+            ahead: BTreeMap::new(),
+            open: BTreeMap::new(),
+            unseen: Vec::new(),
+        }
     }
 
     /// The highest total known.
@@ -120,12 +127,12 @@ impl Account {
         let known = !self.open.contains_key(&r.request);
         let step = Step { price: r.price, cumulative: r.cumulative };
         if r.sequence <= self.sequence {
-            // The same again, or a number given twice.
-            return if known {
-                Ok(())
-            } else {
-                wrong("sequence number", r.sequence.into(), u128::from(self.sequence) + 1)
-            };
+            // The same again, or one that was on its way when a later one was adopted, or a number given twice.
+            if known || (r.cumulative <= self.total && r.price <= r.cumulative && self.see(r.sequence)) {
+                self.open.remove(&r.request);
+                return Ok(());
+            }
+            return wrong("sequence number", r.sequence.into(), u128::from(self.sequence) + 1);
         }
         if let Some(other) = self.ahead.get(&r.sequence) {
             return match *other == step && known {
@@ -146,15 +153,54 @@ impl Account {
         }
         self.open.remove(&r.request);
         self.ahead.insert(r.sequence, step);
+        self.close_gap()
+    }
+
+    /// Takes up receipts that are no longer beyond a gap.
+    fn close_gap(&mut self) -> Result<(), LedgerError> {
         while let Some(step) = self.ahead.get(&(self.sequence + 1)).copied() {
-            if step.cumulative != self.total.saturating_add(step.price) {
-                return wrong("total", step.cumulative, self.total.saturating_add(step.price));
+            let expected = self.total.saturating_add(step.price);
+            if step.cumulative != expected {
+                return Err(LedgerError::Contradiction { what: "total", actual: step.cumulative, expected });
             }
             self.sequence += 1;
             self.total = step.cumulative;
             self.ahead.remove(&self.sequence);
         }
         Ok(())
+    }
+
+    /// Strikes a number off those that were not seen; whether it was one.
+    fn see(&mut self, sequence: u64) -> bool {
+        let Some(at) = self.unseen.iter().position(|(first, last)| (*first..=*last).contains(&sequence)) else {
+            return false;
+        };
+        let (first, last) = self.unseen[at];
+        let rest = [(first, sequence - 1), (sequence + 1, last)];
+        self.unseen.splice(at..=at, rest.into_iter().filter(|(first, last)| first <= last));
+        true
+    }
+
+    /// Goes on from the node's last receipt, up to which `most` can be owed. Receipts before it that were not seen stay due for their
+    /// requests, its own too.
+    fn adopt(&mut self, last: &Receipt, most: u128) -> Result<(), LedgerError> {
+        if last.sequence <= self.sequence {
+            return Ok(());
+        }
+        if last.cumulative < self.highest() || last.cumulative > most {
+            let (what, actual) = ("total", last.cumulative);
+            return Err(LedgerError::Contradiction { what, actual, expected: most });
+        }
+        let later = self.ahead.split_off(&(last.sequence + 1));
+        let mut next = self.sequence + 1;
+        for seen in self.ahead.keys().copied().chain([last.sequence + 1]) {
+            if next < seen {
+                self.unseen.push((next, seen - 1));
+            }
+            next = seen + 1;
+        }
+        (self.ahead, self.sequence, self.total) = (later, last.sequence, last.cumulative);
+        self.close_gap()
     }
 }
 
@@ -258,28 +304,16 @@ impl Ledger {
     }
 
     /// Takes the node's word for what the channel owes, where this gateway knows less: its file was lost, or receipts never arrived. The
-    /// receipt is the node's; `deposit` bounds it.
+    /// receipt is the node's; `covered`, which the channel's signer has signed for and the channel holds, bounds it.
     ///
     /// # Errors
-    /// The receipt says less than is known, or more than the channel holds; or the disk fails.
-    pub(crate) fn adopt(&self, channel: B256, last: &Receipt, deposit: u128) -> Result<(), LedgerError> {
+    /// The receipt says less than is known, or more than can be owed; or the disk fails.
+    pub(crate) fn adopt(&self, channel: B256, last: &Receipt, covered: u128) -> Result<(), LedgerError> {
         self.change(channel, |account, changes| {
-            let wrong = |actual, expected| Err(LedgerError::Contradiction { what: "total", actual, expected });
-            if last.sequence <= account.sequence {
-                return Ok(((), changes));
-            }
             // With a history of its own, the account knows what could have been added at most.
             let fresh = account.sequence == 0 && account.ahead.is_empty();
-            let most = if fresh { deposit } else { account.promised().min(deposit) };
-            if last.cumulative < account.highest() || last.cumulative > most {
-                return wrong(last.cumulative, most);
-            }
-            account.sequence = last.sequence;
-            account.total = last.cumulative;
-            account.ahead = account.ahead.split_off(&(last.sequence + 1));
-            account.open.remove(&last.request);
-            account.adopted = true;
-            Ok(((), changes.remove(OPEN, request_key(channel, last.request))))
+            account.adopt(last, if fresh { covered } else { account.promised().min(covered) })?;
+            Ok(((), changes))
         })
     }
 
@@ -347,5 +381,30 @@ mod tests {
         let mut a = account(&[(5, 10), (6, 10), (7, 10)]);
         a.settle(&receipt(7, 2, 10, 20)).unwrap();
         assert!(a.settle(&receipt(5, 1, 9, 9)).is_err());
+    }
+
+    /// A later receipt may be heard of, from a refusal, before those of requests that are under way.
+    #[test]
+    fn receipts_that_are_due_come_after_a_later_one_was_adopted() {
+        let all = [receipt(7, 1, 10, 10), receipt(5, 2, 4, 14), receipt(6, 3, 6, 20), receipt(8, 4, 1, 21)];
+        for seen in 0..3 {
+            let mut a = account(&[(5, 10), (6, 10), (7, 10), (8, 10)]);
+            // One arrived before, beyond a gap or not.
+            a.settle(&all[seen]).unwrap();
+            a.adopt(&all[2], 40).unwrap();
+            assert_eq!((a.sequence, a.total), (3, 20));
+            for r in all.iter().rev() {
+                a.settle(r).unwrap();
+                a.settle(r).unwrap();
+            }
+            assert_eq!((a.sequence, a.total, a.promised(), a.unseen.len()), (4, 21, 21, 0));
+            // A number is one request's.
+            a.open.insert(9, Amount(10));
+            assert!(a.settle(&receipt(9, 2, 4, 14)).is_err());
+        }
+        let mut a = account(&[(5, 10), (6, 10), (7, 10)]);
+        assert!(a.adopt(&receipt(1, 3, 5, 31), 30).is_err(), "more than can be owed");
+        a.adopt(&all[2], 30).unwrap();
+        assert!(a.settle(&receipt(5, 2, 4, 21)).is_err(), "more than the total after it");
     }
 }

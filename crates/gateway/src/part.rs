@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use metrics::counter;
 use sworn_bindings::sampling_word;
-use sworn_receipts::{Ask, Code, Error, Event as NodeEvent, Finish as NodeFinish, Mismatch, SignedReceipt};
+use sworn_receipts::{
+    Ask, Code, Error, Event as NodeEvent, Finish as NodeFinish, Mismatch, Receipt, Refusal, SignedReceipt,
+    SignedVoucher,
+};
 use tokio::time::{Instant as Deadline, sleep, timeout};
 
 use crate::error::ApiError;
@@ -174,22 +177,21 @@ impl Part<'_> {
         }
         match refusal.code {
             Code::Payment => {
-                // What the node has that this gateway does not know of.
-                let known = refusal.last_receipt.filter(|r| self.router.is_of(&peer, r));
-                let adopted = known.is_some_and(|r| {
-                    let before = self.router.ledger.standing(peer.id);
-                    let adopted = self.router.ledger.adopt(peer.id, &r.receipt, peer.deposit());
-                    adopted.is_ok() && self.router.ledger.standing(peer.id) != before
-                });
-                if adopted {
-                    tracing::warn!(node = %peer.node, channel = %peer.id, "resynchronised with the node's last receipt");
-                    return ControlFlow::Continue(again());
-                }
                 // Overtaken: a voucher of now covers what the node asks for.
                 let now = self.router.ledger.covers(peer.id, peer.deposit(), self.candidate.maximum);
                 let enough =
                     now.is_ok_and(|now| refusal.needed.is_some_and(|needed| ask.cumulative < needed && needed <= now));
                 if enough {
+                    return ControlFlow::Continue(again());
+                }
+                // The node has something that this gateway does not know of.
+                let adopted = self.router.covered(&peer, &refusal).is_some_and(|(last, covered)| {
+                    let before = self.router.ledger.standing(peer.id);
+                    let adopted = self.router.ledger.adopt(peer.id, last, covered);
+                    adopted.is_ok() && self.router.ledger.standing(peer.id) != before
+                });
+                if adopted {
+                    tracing::warn!(node = %peer.node, channel = %peer.id, "resynchronised with the node's last receipt");
                     return ControlFlow::Continue(again());
                 }
                 peer.failed(None);
@@ -394,10 +396,15 @@ pub(crate) enum Refused {
 }
 
 impl Router {
-    /// Whether a receipt is this node's word about this channel.
-    pub(crate) fn is_of(&self, peer: &crate::peer::Peer, signed: &SignedReceipt) -> bool {
-        let signer = sworn_receipts::recover(&self.domain, &signed.receipt, &signed.signature);
-        signed.receipt.channelId == peer.id && signer.is_ok_and(|s| peer.is_node(s))
+    /// The last receipt that a refusal shows, if the node has signed it, and what this gateway's own key has promised of the channel. A
+    /// total that no voucher covers is not believed: whoever adds to it would be promised the difference.
+    fn covered<'r>(&self, peer: &crate::peer::Peer, refusal: &'r Refusal) -> Option<(&'r Receipt, u128)> {
+        let SignedReceipt { receipt, signature } = refusal.last_receipt.as_ref()?;
+        let by_node = sworn_receipts::recover(&self.domain, receipt, signature).is_ok_and(|s| peer.is_node(s));
+        let SignedVoucher { voucher, signature } = refusal.covered_by.as_ref()?;
+        let by_us = sworn_receipts::recover(&self.domain, voucher, signature).is_ok_and(|s| s == self.key.address());
+        let here = receipt.channelId == peer.id && voucher.channelId == peer.id;
+        (by_node && by_us && here).then_some((receipt, voucher.cumulative.min(peer.deposit())))
     }
 
     /// Checks a receipt against its request and output, enters it and keeps it as a file.

@@ -112,6 +112,19 @@ async fn a_gateway_that_lost_its_file_resynchronises() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_total_that_no_voucher_covers_is_not_believed() {
+    for by in [None, Some(alloy::signers::local::PrivateKeySigner::random())] {
+        let w = World::new();
+        let cheap = w.cheap().await;
+        let g = w.gateway(&[&cheap], "state").await;
+        cheap.fail(Failing::Claim(by));
+        let (status, body) = g.complete(PROMPT, 4).await;
+        assert_eq!((status, &body["error"]["code"]), (402, &json!("payment_refused")), "{body}");
+        assert_eq!(g.router.standing(cheap.channel), (0, 0, 0));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_that_never_came_is_fetched_after_a_restart() {
     let w = World::new();
     let slow = w.node((1, 2), PLENTY, Duration::from_millis(30)).await;

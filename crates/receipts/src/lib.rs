@@ -28,5 +28,5 @@ pub use sse::{SseEvent, SseReader};
 pub use typed::{Domain, Offer, Receipt, Voucher};
 pub use wire::{
     Answered, Ask, ChannelState, Code, End, Event, Finish, InFlight, Logprobs, ReceiptPage, Refusal, SignedOffer,
-    SignedReceipt, TopToken,
+    SignedReceipt, SignedVoucher, TopToken,
 };

@@ -49,6 +49,15 @@ pub struct SignedReceipt {
     pub signature: Bytes,
 }
 
+/// A voucher with its signature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignedVoucher {
+    /// The voucher.
+    pub voucher: Voucher,
+    /// By the channel's signer.
+    pub signature: Bytes,
+}
+
 /// A request for an answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -345,6 +354,9 @@ pub struct Refusal {
     /// The channel's last receipt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_receipt: Option<SignedReceipt>,
+    /// The voucher that covers it: the user's own word that so much may be owed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub covered_by: Option<SignedVoucher>,
 }
 
 fn unknown() -> Code {
@@ -354,7 +366,15 @@ fn unknown() -> Code {
 impl Refusal {
     /// A refusal without figures.
     pub fn new(code: Code, error: impl Into<String>) -> Self {
-        Refusal { error: error.into(), code, needed: None, deposit: None, price: None, last_receipt: None }
+        Refusal {
+            error: error.into(),
+            code,
+            needed: None,
+            deposit: None,
+            price: None,
+            last_receipt: None,
+            covered_by: None,
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use sworn_engine::{Backend, Request, generate_until};
 use sworn_gateway::{ChannelInfo, Record};
 use sworn_receipts::{
     Answered, Ask, ChannelState, Code, Domain, End, Event, Finish, InFlight, Offer, Receipt, Refusal, SignedOffer,
-    SignedReceipt, recover, sign_sync,
+    SignedReceipt, SignedVoucher, Voucher, recover, sign_sync,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -48,6 +48,8 @@ pub enum Failing {
     OtherKey,
     /// It refuses its own offer once.
     StaleOffer,
+    /// It says that the channel owes nearly all it holds, by a receipt of its own and a voucher by the key that is given, if one is.
+    Claim(Option<PrivateKeySigner>),
 }
 
 pub struct TestNode {
@@ -71,6 +73,7 @@ struct Books {
     sequence: u64,
     cumulative: u128,
     last: Option<SignedReceipt>,
+    best: Option<SignedVoucher>,
     answered: HashMap<u64, Answered>,
     in_flight: BTreeMap<u64, (u128, Arc<AtomicU32>)>,
     dead: bool,
@@ -148,6 +151,25 @@ impl TestNode {
         };
         let signature = sign_sync(&self.key, &self.domain, &offer).unwrap().into();
         SignedOffer { offer, signature }
+    }
+
+    /// A refusal that asks for nearly the whole channel.
+    fn claim(&self, ask: &Ask, by: Option<PrivateKeySigner>) -> Refusal {
+        let price = ask.maximum().unwrap();
+        let cumulative = self.deposit - price;
+        let receipt =
+            Receipt { channelId: self.channel, sequence: 9, price: cumulative, cumulative, ..Receipt::default() };
+        let signature = sign_sync(&self.key, &self.domain, &receipt).unwrap().into();
+        let voucher = Voucher { channelId: self.channel, cumulative: self.deposit, ..Voucher::default() };
+        let sign = |key| sign_sync(&key, &self.domain, &voucher).unwrap().into();
+        Refusal {
+            needed: Some(self.deposit),
+            deposit: Some(self.deposit),
+            price: Some(price),
+            last_receipt: Some(SignedReceipt { receipt, signature }),
+            covered_by: by.map(sign).map(|signature| SignedVoucher { voucher: voucher.clone(), signature }),
+            ..Refusal::new(Code::Payment, "you owe me more")
+        }
     }
 
     /// One receipt for a request, ever.
@@ -257,6 +279,7 @@ async fn answers(State(node): State<Arc<TestNode>>, Path(channel): Path<B256>, J
         match how {
             Some(Failing::Busy) => return refuse(Refusal::new(Code::Busy, "later")),
             Some(Failing::StaleOffer) => return refuse(Refusal::new(Code::OfferExpired, "a new one, please")),
+            Some(Failing::Claim(by)) => return refuse(node.claim(&ask, by)),
             _ => {}
         }
         let maximum = ask.maximum().unwrap();
@@ -268,8 +291,12 @@ async fn answers(State(node): State<Arc<TestNode>>, Path(channel): Path<B256>, J
                 deposit: Some(node.deposit),
                 price: Some(maximum),
                 last_receipt: books.last.clone(),
+                covered_by: books.best.clone(),
                 ..Refusal::new(Code::Payment, "the voucher does not cover this")
             });
+        }
+        if books.best.as_ref().is_none_or(|b| b.voucher.cumulative < ask.cumulative) {
+            books.best = Some(SignedVoucher { voucher, signature: ask.voucher.clone() });
         }
         books.in_flight.insert(ask.request, (maximum, ending.clone()));
     }

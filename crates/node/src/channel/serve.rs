@@ -10,7 +10,7 @@ use sworn_commit::sequence;
 use sworn_isa::logprob::MOST;
 use sworn_receipts::wire::{self, ChannelState, InFlight, ReceiptPage};
 use sworn_receipts::{
-    Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, Voucher, recover, sign_sync,
+    Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, SignedVoucher, Voucher, recover, sign_sync,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -150,10 +150,12 @@ impl Shared {
             let ceiling = voucher.cumulative;
             if let Err(needed) = account.book.admit(request, open.maximum, ceiling, view.deposit) {
                 let last = channels.ledger.receipt(channel, account.book.sequence).map_err(unavailable)?;
+                let (voucher, signature) = (account.voucher.clone(), account.signature.clone());
                 return Err(Refusal {
                     needed: Some(needed.0),
                     deposit: Some(view.deposit),
                     price: Some(open.maximum),
+                    covered_by: last.is_some().then_some(SignedVoucher { voucher, signature }),
                     last_receipt: last.map(|r| r.answered.signed),
                     ..Refusal::new(Code::Payment, format!("the request needs a voucher and a channel of {}", needed.0))
                 });
