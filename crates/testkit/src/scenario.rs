@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -77,18 +77,15 @@ impl Process {
         }
     }
 
-    /// Waits until it fails; what it logged.
+    /// Waits until it ends; how, and what it logged.
     ///
     /// # Errors
-    /// It does not end in time, or not with a failure.
-    pub async fn ended(mut self, patience: Duration) -> Result<String> {
+    /// It does not end in time.
+    pub async fn ended(&mut self, patience: Duration) -> Result<(ExitStatus, String)> {
         let start = Instant::now();
         loop {
             match self.child.0.try_wait().map_err(DevnetError::other)? {
-                Some(status) if !status.success() => {
-                    return Ok(std::fs::read_to_string(&self.log).unwrap_or_default());
-                }
-                Some(_) => return Err(self.complaint("it succeeded")),
+                Some(status) => return Ok((status, std::fs::read_to_string(&self.log).unwrap_or_default())),
                 None if start.elapsed() > patience => return Err(self.complaint("it does not end")),
                 None => tokio::time::sleep(Duration::from_millis(50)).await,
             }

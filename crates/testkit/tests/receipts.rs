@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use alloy::primitives::U256;
 use serde_json::Value;
 use sworn_bindings::IChannels::{self, BatchState};
+use sworn_bindings::{IERC20, ITrials, Place};
 use sworn_receipts::place;
 use sworn_testkit::buyer::Buyer;
 use sworn_testkit::devnet::{DevnetError, PURSE};
@@ -145,9 +146,8 @@ async fn a_right_receipt_is_not_brought_to_trial() {
     let (tokens, signed) = buyer.ask(&prompt(), 4).await.unwrap();
     let file = stage.net.dir.path().join("receipt.json");
     std::fs::write(&file, buyer.file(&prompt(), &tokens, &signed).unwrap().to_string()).unwrap();
-    let lodge = stage.lodge(&file).unwrap();
-    let ended = lodge.ended(PATIENCE).await.unwrap();
-    assert!(ended.contains("there is nothing to challenge"), "{ended}");
+    let (status, told) = stage.lodge(&file).unwrap().ended(PATIENCE).await.unwrap();
+    assert!(!status.success() && told.contains("there is nothing to challenge"), "{told}");
     assert!(stage.net.chain.trials().jobOf(sworn_digest(&stage, &signed)).call().await.unwrap().is_zero());
     drop(node);
 }
@@ -180,6 +180,30 @@ async fn a_batch_with_a_hidden_receipt_is_void() {
     assert_eq!(holds, U256::from(PURSE + reward), "a share of the bond, and the fee again");
     assert!(named(&watcher, "lodged").is_empty());
     refund_and_count(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dry_run_says_what_it_would_do_and_ends() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let _liar =
+        stage.liar(Path::new(LIAR), &["--lie", "MIX+interactive", "--redeem-at", &PURSE.to_string()]).await.unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    let (_, signed) = buyer.ask(&prompt(), 4).await.unwrap();
+    // On trial, with tokens that only a demand would bring.
+    let d = &stage.net.deployment;
+    let fees = IERC20::approveCall { spender: d.channels, value: U256::MAX };
+    stage.user.send("approve fees", d.token, &fees).await.unwrap();
+    let lodge = ITrials::lodgeCall {
+        receipt: (&signed.receipt).into(),
+        signature: signed.signature.clone(),
+        place: Place::default(),
+    };
+    stage.user.send("lodge", d.trials, &lodge).await.unwrap();
+    let mut dry = stage.watch(&["--dry-run", "--once"]).unwrap();
+    let (status, told) = dry.ended(PATIENCE).await.unwrap();
+    assert!(status.success(), "{told}");
+    let [would] = &named(&dry, "would_challenge")[..] else { panic!("{}", dry.complaint("what it would do")) };
+    assert!(would["next"].as_str().unwrap().starts_with("demand "), "{would}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -205,6 +205,11 @@ impl Batch {
         place(self.id, &self.parts, self.parts.get(part)?.channelId)
     }
 
+    /// Whether one of its parts claims for this receipt. A channel may have parts in several batches.
+    pub(crate) fn claims(&self, channel: B256, sequence: u64) -> bool {
+        self.parts.iter().any(|p| p.channelId == channel && (p.first..=p.last).contains(&sequence))
+    }
+
     /// The sheet of a channel.
     pub(crate) fn sheet(&mut self, channel: B256) -> Option<&mut Sheet> {
         let k = self.parts.iter().position(|p| p.channelId == channel)?;
@@ -368,6 +373,13 @@ mod tests {
         b.entry(0, 5).unwrap().verdict = Verdict::Settled;
         assert_eq!(b.next(ME, 961, 5), Step::Demand(0, 4));
         assert_eq!(b.next(ME, 996, 5), Step::Rest, "too late to demand");
+    }
+
+    #[test]
+    fn a_receipt_is_in_the_batch_that_claims_for_it() {
+        let b = batch();
+        let claims = [3, 4, 5, 6].map(|s| b.claims(CHANNEL, s));
+        assert_eq!((claims, b.claims(B256::ZERO, 4)), ([false, true, true, false], false));
     }
 
     #[test]

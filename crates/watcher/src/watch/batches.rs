@@ -113,7 +113,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 }
                 let (channel, sequence, deadline) = (receipt.channelId, receipt.sequence, e.deadline.to());
                 self.tell(WatcherEvent::Lodged { job: id, node: e.node, channel, sequence, deadline });
-                let batch = self.batches.values_mut().find(|b| b.parts.iter().any(|p| p.channelId == channel));
+                let batch = self.batches.values_mut().find(|b| b.claims(channel, sequence));
                 let mut tokens =
                     self.store.get::<(Vec<u32>, Vec<u32>)>(ANSWERS, &e.digest.to_string()).unwrap_or_default();
                 if let Some(entry) = batch.and_then(|b| b.sheet(channel)).and_then(|s| s.entries.get_mut(&sequence)) {

@@ -112,15 +112,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 job.muted = true;
                 self.error(Some(id), "the node is wrong, but every term for demands is over");
             }
-            Move::Demand(_) | Move::Timeout(_) | Move::Accuse(_) if self.sender.is_none() => {
-                job.muted = true;
-                let next = match next {
-                    Move::Demand(d) => format!("demand {}", sol_target(&d.target)),
-                    Move::Timeout(t) => format!("time out {}", sol_target(&t)),
-                    _ => "prove an element wrong".to_owned(),
-                };
-                self.tell(WatcherEvent::WouldChallenge { job: id, next });
-            }
+            Move::Timeout(t) => self.time_out(id, &t),
+            Move::Demand(d) if self.sender.is_none() => self.demand(id, &d),
+            Move::Accuse(_) if self.sender.is_none() => self.would(id, "prove an element wrong"),
             Move::Demand(_) | Move::Accuse(_) if !job.checked => {
                 job.busy = true;
                 let (prompt, output, run) = (job.prompt.clone(), job.output.clone(), job.run);
@@ -131,23 +125,35 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                     Done::SelfCheck(result, millis(start))
                 });
             }
-            Move::Demand(d) => {
-                let call = demand_call(id, &d);
-                let target = sol_target(&d.target).to_string();
-                // The parent in the key: an opening demanded again from nearer the root is another transaction.
-                let parent = d.parent.map_or("root".to_owned(), |p| sol_target(&p).to_string());
-                let key = format!("{id}/demand/{target}/{parent}");
-                self.send_challenges(id, key, &call, Purpose::Demand(target));
-            }
-            Move::Timeout(t) => self.time_out(id, &t),
+            Move::Demand(d) => self.demand(id, &d),
             Move::Accuse(a) => self.accuse(id, *a, head).await?,
         }
         Ok(())
     }
 
+    /// Tells what a watcher with a key would do, and leaves the job.
+    fn would(&mut self, id: u64, next: impl Into<String>) {
+        self.jobs.get_mut(&id).into_iter().for_each(|j| j.muted = true);
+        self.tell(WatcherEvent::WouldChallenge { job: id, next: next.into() });
+    }
+
+    fn demand(&mut self, id: u64, d: &Demand) {
+        let target = sol_target(&d.target).to_string();
+        if self.sender.is_none() {
+            return self.would(id, format!("demand {target}"));
+        }
+        // The parent in the key: an opening demanded again from nearer the root is another transaction.
+        let parent = d.parent.map_or("root".to_owned(), |p| sol_target(&p).to_string());
+        let key = format!("{id}/demand/{target}/{parent}");
+        self.send_challenges(id, key, &demand_call(id, d), Purpose::Demand(target));
+    }
+
     /// Has the contract note that a demand was not answered.
     fn time_out(&mut self, id: u64, target: &Target) {
         let target = sol_target(target);
+        if self.sender.is_none() {
+            return self.would(id, format!("time out {target}"));
+        }
         let call = IChallenges::timeoutCall { jobId: U256::from(id), target: target.clone() };
         self.send_challenges(id, format!("{id}/timeout/{target}"), &call, Purpose::Timeout(target.to_string()));
     }
@@ -182,9 +188,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 }
                 None => {
                     let node_hash = if output { lodged.outputHash } else { lodged.inputHash }.0;
-                    let call = demand_call(id, &Demand { target, node_hash, ..Demand::EMPTY });
-                    let target = sol_target(&target).to_string();
-                    return self.send_challenges(id, format!("{id}/demand/{target}"), &call, Purpose::Demand(target));
+                    return self.demand(id, &Demand { target, node_hash, ..Demand::EMPTY });
                 }
             }
         }
