@@ -20,9 +20,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use crate::error::ApiError;
 use crate::fields::unsupported;
 use crate::measure;
-use crate::reply::{Delta, Head, Kind};
+use crate::reply::{Delta, Ending, Head, Kind, Usage};
 use crate::request::Ask;
-use crate::served::Served;
 use crate::server::{Gateway, now};
 use crate::text::{Piece, Reading};
 use crate::upstream::{Answer, Event, Finish, Question};
@@ -138,8 +137,8 @@ fn cut_off() -> ApiError {
 enum Step {
     /// Text, or nothing yet.
     Piece(Piece),
-    /// The last text, why it ended, and who gave it.
-    End(Piece, Finish, Vec<Served>),
+    /// The last text.
+    End(Piece, Ending),
 }
 
 impl Begun {
@@ -147,10 +146,10 @@ impl Begun {
         let model = self.model.clone();
         let mut reading = Reading::new(&model, &self.ask.stops)?;
         let (mut text, mut tokens) = (String::new(), Vec::new());
-        let (finish, served) = loop {
+        let ending = loop {
             let (piece, end) = match self.next(&mut reading).await? {
                 Step::Piece(piece) => (piece, None),
-                Step::End(piece, finish, served) => (piece, Some((finish, served))),
+                Step::End(piece, ending) => (piece, Some(ending)),
             };
             text.push_str(&piece.text);
             tokens.extend(piece.tokens);
@@ -158,9 +157,9 @@ impl Begun {
                 break end;
             }
         };
-        let body = self.head.whole(&text, &tokens, finish, self.n_in, &served);
+        let body = self.head.whole(&text, &tokens, &ending);
         let mut response = Json(body).into_response();
-        if let Some(value) = served.last().and_then(|s| HeaderValue::from_str(&s.digest.to_string()).ok()) {
+        if let Some(value) = ending.served.last().and_then(|s| HeaderValue::from_str(&s.digest.to_string()).ok()) {
             response.headers_mut().insert("x-sworn-receipt", value);
         }
         Ok(response)
@@ -187,16 +186,16 @@ impl Begun {
         loop {
             let (piece, end) = match self.next(&mut reading).await? {
                 Step::Piece(piece) => (piece, None),
-                Step::End(piece, finish, served) => (piece, Some((finish, served))),
+                Step::End(piece, ending) => (piece, Some(ending)),
             };
             let chunk = self.head.chunk(Delta::Text(&piece.text, &piece.tokens), usage);
             if !piece.is_empty() && !send(to, &chunk).await {
                 return Ok(());
             }
-            let Some((finish, served)) = end else { continue };
-            let mut last = send(to, &self.head.chunk(Delta::Finish(finish, &served), usage)).await;
+            let Some(ending) = end else { continue };
+            let mut last = send(to, &self.head.chunk(Delta::Finish(ending.finish, &ending.served), usage)).await;
             if usage {
-                last = last && send(to, &self.head.usage_chunk(self.n_in, &served)).await;
+                last = last && send(to, &self.head.usage_chunk(ending.usage)).await;
             }
             if last {
                 let _ = to.send(Ok(sse::Event::default().data("[DONE]"))).await;
@@ -225,8 +224,9 @@ impl Begun {
             Event::Done(finish, served) => {
                 let last = if reading.stopped() { Piece::default() } else { reading.finish() };
                 let finish = if reading.stopped() { Finish::Stop } else { finish };
-                measure_tokens(self.head.model_id, self.n_in, &served);
-                Ok(Step::End(last, finish, served))
+                let usage = Usage::new(self.n_in, reading.taken(), &served);
+                measure_tokens(self.head.model_id, usage);
+                Ok(Step::End(last, Ending { finish, served, usage }))
             }
             Event::Failed(e) => Err(e),
         }
@@ -240,9 +240,8 @@ async fn send(to: &Chunks, value: &Value) -> bool {
     to.send(Ok(sse::Event::default().data(value.to_string()))).await.is_ok()
 }
 
-fn measure_tokens(model: B256, n_in: u32, served: &[Served]) {
-    let out: u64 = served.iter().map(|s| u64::from(s.n_out)).sum();
+fn measure_tokens(model: B256, usage: Usage) {
     let model = model.to_string();
-    counter!(measure::TOKENS, "direction" => "in", "model" => model.clone()).increment(u64::from(n_in));
-    counter!(measure::TOKENS, "direction" => "out", "model" => model).increment(out);
+    counter!(measure::TOKENS, "direction" => "in", "model" => model.clone()).increment(u64::from(usage.n_in));
+    counter!(measure::TOKENS, "direction" => "out", "model" => model).increment(usage.n_out);
 }

@@ -35,7 +35,7 @@ pub(crate) fn recorder() -> Option<&'static PrometheusHandle> {
                 "Time of a request until its response begins, or is whole if it is not streamed"
             );
             describe_histogram!(FIRST_TOKEN, "Time from a request to its first token");
-            describe_counter!(TOKENS, "Tokens that receipts name, by direction and model");
+            describe_counter!(TOKENS, "Tokens of prompts and answers, by direction and model");
             describe_counter!(ASKED, "Requests to nodes by node and outcome");
             describe_counter!(
                 FAILOVERS,

@@ -42,7 +42,8 @@ impl Head {
     }
 
     /// The whole answer.
-    pub(crate) fn whole(&self, text: &str, tokens: &[Told], finish: Finish, n_in: u32, served: &[Served]) -> Value {
+    pub(crate) fn whole(&self, text: &str, tokens: &[Told], ending: &Ending) -> Value {
+        let finish = ending.finish;
         let (object, choice) = match self.kind {
             Kind::Chat => (
                 "chat.completion",
@@ -60,8 +61,8 @@ impl Head {
         };
         let mut body = self.object(object);
         body["choices"] = json!([choice]);
-        body["usage"] = usage(n_in, served);
-        body["sworn"] = self.sworn(served);
+        body["usage"] = ending.usage.shown();
+        body["sworn"] = self.sworn(&ending.served);
         body
     }
 
@@ -100,10 +101,10 @@ impl Head {
     }
 
     /// The chunk after the last, with the usage alone.
-    pub(crate) fn usage_chunk(&self, n_in: u32, served: &[Served]) -> Value {
+    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
         let mut body = self.object(if self.kind == Kind::Chat { "chat.completion.chunk" } else { "text_completion" });
         body["choices"] = json!([]);
-        body["usage"] = usage(n_in, served);
+        body["usage"] = usage.shown();
         body
     }
 
@@ -165,8 +166,31 @@ fn reason(finish: Finish) -> &'static str {
     }
 }
 
-/// What was paid for: every output token, also those that a stop string hid.
-fn usage(n_in: u32, served: &[Served]) -> Value {
-    let out: u64 = served.iter().map(|s| u64::from(s.n_out)).sum();
-    json!({ "prompt_tokens": n_in, "completion_tokens": out, "total_tokens": u64::from(n_in) + out })
+/// Tokens of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Usage {
+    /// Of the prompt.
+    pub(crate) n_in: u32,
+    /// Given or paid for, whichever is more: a stop string hides tokens that were paid for, and a node that dies may leave some that are not.
+    pub(crate) n_out: u64,
+}
+
+impl Usage {
+    pub(crate) fn new(n_in: u32, given: u32, served: &[Served]) -> Self {
+        let paid = served.iter().map(|s| u64::from(s.n_out)).sum();
+        Usage { n_in, n_out: u64::from(given).max(paid) }
+    }
+
+    fn shown(self) -> Value {
+        let Usage { n_in, n_out } = self;
+        json!({ "prompt_tokens": n_in, "completion_tokens": n_out, "total_tokens": u64::from(n_in) + n_out })
+    }
+}
+
+/// How an answer ended.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending {
+    pub(crate) finish: Finish,
+    pub(crate) served: Vec<Served>,
+    pub(crate) usage: Usage,
 }

@@ -60,6 +60,8 @@ async fn whatever_fails_another_node_gives_the_same_answer() {
         let (status, body) = g.complete(PROMPT, 12).await;
         assert_eq!(status, 200, "{how:?}: {body}");
         assert_eq!(body["choices"][0]["text"], w.text(&w.honest(PROMPT, 12)), "{how:?}");
+        // Also those whose receipt was lost with their node.
+        assert_eq!(body["usage"]["completion_tokens"], 12, "{how:?}");
         let receipts = body["sworn"]["receipts"].as_array().unwrap();
         let nodes: Vec<_> = receipts.iter().map(|r| r["node"].clone()).collect();
         let both = matches!(how, Failing::Cut(_) | Failing::EndEarly(_));

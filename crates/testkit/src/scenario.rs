@@ -164,7 +164,7 @@ impl Stage {
     /// # Errors
     /// It does not start.
     pub async fn liar(&self, program: &Path, arguments: &[&str]) -> Result<Process> {
-        self.register_node().await?;
+        self.register_node(&self.operator, &self.listen, OUTPUT_PRICE).await?;
         let mut command = Command::new(program);
         self.common(&mut command, &self.operator)?;
         command.args(["--listen", &self.listen, "--backend", "cpu"]).args(arguments);
@@ -178,12 +178,20 @@ impl Stage {
     /// # Errors
     /// It does not start.
     pub async fn node(&self, arguments: &[&str]) -> Result<Process> {
-        self.register_node().await?;
+        self.register_node(&self.operator, &self.listen, OUTPUT_PRICE).await?;
+        self.node_of(&self.operator, &self.listen, arguments).await
+    }
+
+    /// Starts `sworn node run` for somebody who is registered.
+    ///
+    /// # Errors
+    /// It does not start.
+    pub async fn node_of(&self, operator: &Actor, listen: &str, arguments: &[&str]) -> Result<Process> {
         let mut command = Command::new(sworn()?);
         command.args(["node", "run"]);
-        self.common(&mut command, &self.operator)?;
-        command.args(["--listen", &self.listen, "--backend", "cpu"]).args(arguments);
-        let process = Process::start("node", self.net.dir.path(), &mut command)?;
+        self.common(&mut command, operator)?;
+        command.args(["--listen", listen, "--backend", "cpu"]).args(arguments);
+        let process = Process::start(&operator.name, self.net.dir.path(), &mut command)?;
         process.wait("started", Duration::from_secs(60)).await?;
         Ok(process)
     }
@@ -263,21 +271,24 @@ impl Stage {
         Ok(())
     }
 
-    /// Stake, endpoint and price.
-    async fn register_node(&self) -> Result<()> {
+    /// Stake, endpoint and price of a node.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn register_node(&self, operator: &Actor, listen: &str, output_price: u128) -> Result<()> {
         let d = &self.net.deployment;
         let approve = IERC20::approveCall { spender: d.nodes, value: U256::from(STAKE) };
-        self.operator.send("approve nodes", d.token, &approve).await?;
-        self.operator.send("deposit", d.nodes, &INodes::depositCall { amount: STAKE }).await?;
-        let configure = INodes::configureCall { endpoint: format!("http://{}", self.listen), capacity: 16 };
-        self.operator.send("configure", d.nodes, &configure).await?;
+        operator.send("approve nodes", d.token, &approve).await?;
+        operator.send("deposit", d.nodes, &INodes::depositCall { amount: STAKE }).await?;
+        let configure = INodes::configureCall { endpoint: format!("http://{listen}"), capacity: 16 };
+        operator.send("configure", d.nodes, &configure).await?;
         let ask = INodes::setAskCall {
             modelId: self.model.id().into(),
             perInputToken: INPUT_PRICE,
-            perOutputToken: OUTPUT_PRICE,
+            perOutputToken: output_price,
             maxTokens: 512,
         };
-        self.operator.send("ask", d.nodes, &ask).await.map(drop)
+        operator.send("ask", d.nodes, &ask).await.map(drop)
     }
 
     /// Buys an answer.
