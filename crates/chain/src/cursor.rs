@@ -92,6 +92,7 @@ impl Cursor {
         let mut place = self.place.clone();
         let reorganised = self.rewind(&mut place).await?;
         let head = self.chain.head().await?;
+        crate::measure::head(&head);
         let from = place.blocks.back().map_or(self.chain.deployment().block, |(number, _)| number + 1);
         let mut batch = Batch { events: Vec::new(), head, caught_up: true, reorganised, place };
         if from > head.number {

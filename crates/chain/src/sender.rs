@@ -355,6 +355,8 @@ impl Inner {
                     gas_used: r.gas_used,
                     gas_price: r.effective_gas_price,
                 };
+                crate::measure::transaction(&receipt, !r.status());
+                self.weigh();
                 if !r.status() {
                     entry.failed = true;
                     self.finish(key, &entry)?;
@@ -369,6 +371,16 @@ impl Inner {
                 Ok(Some(receipt))
             }
         }
+    }
+
+    /// Measures what the account has for gas, beside everything else.
+    fn weigh(&self) {
+        let (chain, account) = (self.chain.clone(), self.account);
+        tokio::spawn(async move {
+            if let Ok(wei) = chain.provider().get_balance(account).await {
+                crate::measure::balance(wei);
+            }
+        });
     }
 
     /// Waits until an entry's nonce is used; `None` if another transaction has used it.

@@ -391,6 +391,16 @@ pub(crate) struct NodeRun {
     pub(crate) concurrency: u16,
     #[command(flatten)]
     pub(crate) receipts: Receipts,
+    #[command(flatten)]
+    pub(crate) monitoring: Monitoring,
+}
+
+/// What an operator's monitoring reads.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Monitoring {
+    /// Serve /metrics (Prometheus), /health and /ready here; nowhere unless given
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<std::net::SocketAddr>,
 }
 
 /// Payment by receipts.
@@ -630,6 +640,8 @@ pub(crate) struct Watch {
     /// Stop when nothing is left to do
     #[arg(long)]
     pub(crate) once: bool,
+    #[command(flatten)]
+    pub(crate) monitoring: Monitoring,
 }
 
 /// Challenges: list, show.

@@ -19,6 +19,7 @@ mod link;
 mod localnet;
 mod logprobs;
 mod models;
+mod monitoring;
 mod output;
 mod process;
 mod progress;

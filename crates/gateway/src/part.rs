@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::counter;
+use metrics::gauge;
 use sworn_bindings::sampling_word;
 use sworn_receipts::{
     Ask, Code, Error, Event as NodeEvent, Finish as NodeFinish, Mismatch, Receipt, Refusal, SignedReceipt,
@@ -435,7 +435,7 @@ impl Router {
             Err(e) => return Err(Refused::Failed(ApiError::internal(&e))),
         }
         let r = &file.signed.receipt;
-        counter!(measure::PAID, "node" => peer.node.to_string()).increment(u64::try_from(r.price).unwrap_or(u64::MAX));
+        gauge!(measure::PAID, "node" => peer.node.to_string()).increment(r.price as f64);
         Ok(Served {
             node: peer.node,
             channel: peer.id,

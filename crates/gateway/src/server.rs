@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use alloy::primitives::{B256, keccak256};
 use axum::body::Bytes;
@@ -27,9 +27,6 @@ use crate::measure;
 use crate::page;
 use crate::reply::Kind;
 use crate::upstream::Upstream;
-
-/// How often what was measured is condensed.
-const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The OpenAI side of a gateway.
 pub struct Gateway {
@@ -55,7 +52,8 @@ impl std::fmt::Debug for Gateway {
 impl Gateway {
     /// Answers from `upstream`.
     pub fn new(config: Config, upstream: Arc<dyn Upstream>) -> Arc<Self> {
-        measure::recorder();
+        sworn_ops::install();
+        measure::describe();
         Arc::new(Gateway {
             places: Arc::new(Semaphore::new(config.limits.concurrency.max(1))),
             keys: config.api_keys.iter().map(|k| keccak256(k.as_bytes())).collect(),
@@ -103,12 +101,7 @@ impl Gateway {
         listener: TcpListener,
         stop: impl Future<Output = ()> + Send + 'static,
     ) -> io::Result<()> {
-        let upkeep = tokio::spawn(async {
-            loop {
-                tokio::time::sleep(UPKEEP).await;
-                measure::recorder().inspect(|r| r.run_upkeep());
-            }
-        });
+        let upkeep = tokio::spawn(sworn_ops::upkeep());
         let (closing, mut closed) = tokio::sync::watch::channel(false);
         let gateway = self.clone();
         let graceful = async move {
@@ -279,6 +272,6 @@ async fn ready(State(gateway): State<Arc<Gateway>>) -> Response {
 }
 
 async fn measured() -> Result<impl IntoResponse, ApiError> {
-    let recorder = measure::recorder().ok_or_else(|| ApiError::not_found("this process measures elsewhere"))?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], recorder.render()))
+    let text = sworn_ops::render().ok_or_else(|| ApiError::not_found("this process measures elsewhere"))?;
+    Ok(([(header::CONTENT_TYPE, sworn_ops::CONTENT_TYPE)], text))
 }

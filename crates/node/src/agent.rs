@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use crate::channel::Channels;
 use crate::http;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
+use crate::measure;
 use crate::plan::{Action, DemandView, JobView, Step, View, decide};
 use crate::work::Shared;
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
@@ -67,6 +68,7 @@ impl Node {
         conduct: Arc<dyn Conduct>,
         sink: EventSink,
     ) -> Result<Self> {
+        measure::describe();
         let journal = Journal::new(store.clone(), config.data.join("traces"))?;
         register::register(&config.registration, &sender, &journal, &sink).await?;
         if let Some(terms) = &config.channels {
@@ -137,6 +139,7 @@ impl Node {
                     match self.tick().await {
                         Ok(()) => failed = 0,
                         Err(error) => {
+                            shared.config.pulse.bad(&error);
                             // Once per outage; the log has the rest.
                             if failed == 0 {
                                 shared.sink.emit(NodeEvent::Failed { action: "following the chain".into(), error: error.to_string() });
@@ -150,6 +153,7 @@ impl Node {
                 }
             }
         }
+        shared.config.pulse.stopping();
         shared.cancel(None);
         if let Some(channels) = &shared.channels {
             channels.stop();
@@ -170,8 +174,11 @@ impl Node {
         self.learn(&batch)?;
         self.cursor.commit(&batch)?;
         if !batch.caught_up {
+            self.shared.config.pulse.behind();
             return Ok(());
         }
+        self.shared.config.pulse.good();
+        self.measure();
         // Receipts come without a block.
         self.changed |= self.shared.channels.as_ref().is_some_and(Channels::has_earned);
         let now = Instant::now();
@@ -182,6 +189,14 @@ impl Node {
             self.changed = false;
         }
         Ok(())
+    }
+
+    fn measure(&self) {
+        let shared = &self.shared;
+        measure::under_way("jobs", self.jobs.values().filter(|r| r.mine).count());
+        measure::under_way("running", shared.executing());
+        measure::under_way("answers", shared.channels.as_ref().map_or(0, Channels::answering));
+        measure::under_way("demands", self.demands.len());
     }
 
     /// Writes what events say to the journal. May see the same event again.

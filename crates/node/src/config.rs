@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use alloy::primitives::{B256, U256};
 use alloy::signers::local::PrivateKeySigner;
+use sworn_ops::Pulse;
 
 /// A price for a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,8 @@ pub struct NodeConfig {
     pub channels: Option<ChannelTerms>,
     /// Memory for recomputed operators, in bytes.
     pub ops_cache: usize,
+    /// Where it is told whether the node follows its chain.
+    pub pulse: Pulse,
 }
 
 impl NodeConfig {
@@ -103,6 +106,7 @@ impl NodeConfig {
             http_concurrency: 32,
             channels: None,
             ops_cache: 64 << 20,
+            pulse: Pulse::default(),
         }
     }
 }

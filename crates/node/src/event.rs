@@ -77,6 +77,7 @@ impl EventSink {
             NodeEvent::Slashed { job, bond } => tracing::error!(%job, %bond, "slashed"),
             other => tracing::info!(event = ?other, "node"),
         }
+        crate::measure::event(&event);
         (self.0)(&event);
     }
 }

@@ -7,12 +7,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use std::{io, net::SocketAddr};
 
 use alloy::primitives::{B256, U256};
 use axum::extract::connect_info::Connected;
-use axum::extract::{Path, Request, State};
+use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -31,6 +31,7 @@ use sworn_engine::EngineError;
 use sworn_receipts::Refusal;
 
 use crate::Error;
+use crate::measure;
 use crate::work::{Purpose, Shared};
 
 /// Open connections, waiting ones included.
@@ -108,7 +109,8 @@ impl From<Error> for Fault {
 
 /// Gives every request an id and an end, and every refusal a body.
 async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) -> Response {
-    let id = request_id(&http, &request);
+    let (began, id) = (Instant::now(), request_id(&http, &request));
+    let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |p| p.as_str().to_owned());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let mut response = match http.requests.try_acquire() {
         Err(_) => {
@@ -139,6 +141,7 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
     if let Ok(value) = HeaderValue::from_str(&id) {
         response.headers_mut().insert("x-request-id", value);
     }
+    measure::request(&route, response.status(), began.elapsed());
     tracing::debug!(%method, path, status = response.status().as_u16(), request = id, "http");
     response
 }

@@ -115,7 +115,7 @@ async fn e2e_a_node_is_killed_in_the_middle_of_an_answer() {
     let signed = risen.wait("receipt", PATIENCE).await.unwrap();
     let given = signed["tokens"].as_u64().unwrap() as u32;
     assert!(0 < given && given <= before, "{given} of {before} tokens");
-    let (start, paid) = (Instant::now(), format!("sworn_gateway_paid_total{{node=\"{}\"}}", stage.operator.address()));
+    let (start, paid) = (Instant::now(), format!("sworn_gateway_paid{{node=\"{}\"}}", stage.operator.address()));
     let price = signed["price"].as_str().unwrap();
     loop {
         let measured = http.get(format!("{url}/metrics")).send().await.unwrap().text().await.unwrap();

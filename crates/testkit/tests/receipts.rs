@@ -12,7 +12,7 @@ use sworn_bindings::IChannels::{self, BatchState};
 use sworn_bindings::{IERC20, ITrials, Place};
 use sworn_receipts::place;
 use sworn_testkit::buyer::Buyer;
-use sworn_testkit::devnet::{DevnetError, PURSE};
+use sworn_testkit::devnet::{DevnetError, PURSE, free_port};
 use sworn_testkit::scenario::{OUTPUT_PRICE, Process, STAKE, Stage};
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
@@ -209,8 +209,9 @@ async fn a_dry_run_says_what_it_would_do_and_ends() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_honest_nodes_receipts_are_audited_and_paid() {
     let stage = Stage::synthetic(3).await.unwrap();
-    let node = stage.node(&["--redeem-at", "0.3"]).await.unwrap();
-    let watcher = stage.watch(&[]).unwrap();
+    let monitored = [(); 2].map(|()| format!("127.0.0.1:{}", free_port().unwrap()));
+    let node = stage.node(&["--redeem-at", "0.3", "--metrics", &monitored[0]]).await.unwrap();
+    let watcher = stage.watch(&["--metrics", &monitored[1]]).unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
     let mut price = 0;
     let mut asked = 0;
@@ -240,6 +241,33 @@ async fn an_honest_nodes_receipts_are_audited_and_paid() {
     let due = stage.net.chain.channels().balanceOf(stage.operator.address()).call().await.unwrap();
     let held = stage.net.tokens_of(stage.operator.address()).await.unwrap();
     assert_eq!(due + held, U256::from(PURSE - STAKE + paid));
+
+    // What monitoring reads of both.
+    for (address, expected) in monitored.iter().zip([
+        &[
+            "sworn_node_events_total{event=\"redeemed\"}",
+            "sworn_node_tokens_total{way=\"receipt\"}",
+            "sworn_node_first_token_seconds_bucket",
+            "sworn_chain_transactions_total{call=\"redeem\",outcome=\"mined\"}",
+            "sworn_chain_balance_wei",
+        ][..],
+        &[
+            "sworn_watcher_audits_total{what=\"receipt\",outcome=\"right\"}",
+            "sworn_watcher_audit_seconds_count",
+            "sworn_watcher_watched{what=\"batches\"}",
+        ],
+    ]) {
+        for page in ["health", "ready"] {
+            let status = reqwest::get(format!("http://{address}/{page}")).await.unwrap().status();
+            assert_eq!(status, 200, "{page} of {address}");
+        }
+        let told = reqwest::get(format!("http://{address}/metrics")).await.unwrap().text().await.unwrap();
+        for series in
+            expected.iter().chain(&["sworn_agent_ready 1", "sworn_chain_head_block", "# HELP sworn_chain_head_block"])
+        {
+            assert!(told.contains(series), "{series} in\n{told}");
+        }
+    }
 
     // What everybody can read of the node, and what another would ask.
     let nodes = stage.says(&["node", "list"], &["--sort", "volume", "--offering"]).unwrap();

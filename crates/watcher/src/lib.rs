@@ -26,6 +26,7 @@ mod event;
 mod executor;
 pub mod game;
 mod job;
+mod measure;
 mod receipts;
 mod served;
 pub mod solver;

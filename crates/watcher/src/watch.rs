@@ -20,6 +20,7 @@ use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, Receipt, Seen, Sen
 use sworn_commit::witness::Claim;
 use sworn_commit::{Hash, TraceTree, sequence};
 use sworn_engine::Backend;
+use sworn_ops::Pulse;
 use sworn_receipts::Answered;
 use tokio::sync::{Semaphore, mpsc};
 
@@ -28,6 +29,7 @@ pub use self::case::Case;
 use crate::event::{Tx, WatcherEvent, job_number};
 use crate::executor::Executor;
 use crate::job::Job;
+use crate::measure;
 use crate::receipts::Batch;
 use crate::served::Served;
 use crate::solver::{Accusation, Own, Replay};
@@ -64,6 +66,8 @@ pub struct Config {
     pub margin: Option<u64>,
     /// How transactions are sent.
     pub sender: SenderOptions,
+    /// Where it is told whether the watcher follows its chain.
+    pub pulse: Pulse,
 }
 
 impl Config {
@@ -79,6 +83,7 @@ impl Config {
             case: None,
             margin: None,
             sender: SenderOptions::default(),
+            pulse: Pulse::default(),
         }
     }
 }
@@ -100,6 +105,7 @@ pub async fn watch(
     if config.backends.is_empty() {
         return Err(WatchError::NoModel);
     }
+    measure::describe();
     let mut executors = HashMap::new();
     for backend in &config.backends {
         let executor = Executor::new(backend.clone())?;
@@ -242,6 +248,7 @@ struct Watcher<F> {
 impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     fn tell(&mut self, event: WatcherEvent) {
         tracing::debug!(?event, "event");
+        measure::event(&event);
         (self.tell)(&event);
     }
 
@@ -298,7 +305,10 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         loop {
             tokio::select! {
                 biased;
-                () = &mut stop => return Ok(()),
+                () = &mut stop => {
+                    self.config.pulse.stopping();
+                    return Ok(());
+                }
                 Some((generation, subject, done)) = results.recv() => self.finished(generation, subject, done).await,
                 () = tokio::time::sleep(pause) => {}
             }
@@ -310,6 +320,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                     self.chain.poll()
                 }
                 Err(WatchError::Chain(e)) if e.is_transient() => {
+                    self.config.pulse.bad(&e);
                     self.error(None, format!("{e}; trying again"));
                     (pause * 2).clamp(Duration::from_secs(1), Duration::from_secs(30))
                 }
@@ -320,6 +331,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
 
     async fn step(&mut self) -> Result<()> {
         let head = self.news().await?;
+        self.config.pulse.good();
+        measure::watched("jobs", self.jobs.len());
+        measure::watched("batches", self.batches.len());
         self.now = head.timestamp;
         self.decide(head).await
     }
@@ -348,6 +362,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.cursor = None;
                 continue;
             }
+            self.config.pulse.behind();
             for seen in &batch.events {
                 self.apply(seen).await?;
             }

@@ -19,6 +19,7 @@ use crate::events::{EventLog, stop_signal};
 use crate::fault::{Fault, Result};
 use crate::link::{Account, Link, Viewed};
 use crate::models;
+use crate::monitoring::Monitoring;
 use crate::output::note;
 use crate::settings::Settings;
 use crate::times;
@@ -251,6 +252,7 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     config.accept_open = command.open_jobs;
     config.workers = together;
     config.channels = terms;
+    let monitoring = Monitoring::start(command.monitoring, config.pulse.clone()).await?;
     let (log, mut finished) = EventLog::new(settings.out);
     let sink = EventSink::new(move |event| log.tell(event));
     let node = sworn_node::Node::start(config, sender, store, Arc::new(prover), Arc::new(Honest), sink).await?;
@@ -260,6 +262,8 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
             _ = finished.recv() => {}
         }
     };
-    node.run(stop).await?;
+    let ended = node.run(stop).await;
+    monitoring.stop().await;
+    ended?;
     Ok(ExitCode::SUCCESS)
 }

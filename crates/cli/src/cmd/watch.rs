@@ -7,6 +7,7 @@ use crate::backend;
 use crate::events::{EventLog, stop_signal};
 use crate::fault::Result;
 use crate::models;
+use crate::monitoring::Monitoring;
 use crate::settings::Settings;
 
 pub(super) async fn run(settings: &Settings, command: Watch) -> Result<ExitCode> {
@@ -24,6 +25,7 @@ pub(super) async fn run(settings: &Settings, command: Watch) -> Result<ExitCode>
     config.backends = vec![chosen.backend];
     config.dry_run = command.dry_run;
     config.once = command.once;
+    let monitoring = Monitoring::start(command.monitoring, config.pulse.clone()).await?;
     let (log, mut finished) = EventLog::new(settings.out);
     let stop = async move {
         tokio::select! {
@@ -31,6 +33,8 @@ pub(super) async fn run(settings: &Settings, command: Watch) -> Result<ExitCode>
             _ = finished.recv() => {}
         }
     };
-    sworn_watcher::watch(config, key, move |event| log.tell(event), stop).await?;
+    let ended = sworn_watcher::watch(config, key, move |event| log.tell(event), stop).await;
+    monitoring.stop().await;
+    ended?;
     Ok(ExitCode::SUCCESS)
 }

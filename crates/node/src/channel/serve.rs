@@ -17,6 +17,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::live::{Live, Reader};
 use super::record::{OpenRecord, ReceiptRecord};
 use super::{Account, Channels, unavailable};
+use crate::measure;
 use crate::work::{Shared, blocking, unpoisoned};
 use crate::{Error, Execution, NodeEvent, Result};
 
@@ -227,10 +228,15 @@ impl Shared {
     /// Computes an answer, or what a former process left of one, and signs for it. Blocks.
     fn answer_request(&self, channels: &Channels, mut open: OpenRecord, live: &Live) -> Result<Event> {
         let job = open.job().ok_or_else(|| Error::Prover("sampling parameters outside their ranges".into()))?;
+        let began = Instant::now();
         let mut done = if open.tokens.is_empty() {
             let mut written = Instant::now();
+            let mut first = true;
             let ledger = &channels.ledger;
             self.prover.stream(&job, &live.cancel, &mut |token, row| {
+                if std::mem::take(&mut first) {
+                    measure::first_token(began.elapsed());
+                }
                 let flow = live.push(token, row);
                 if written.elapsed() >= PROGRESS {
                     open.tokens = live.taken();
@@ -253,6 +259,7 @@ impl Shared {
         if let Err(error) = self.journal.put_trace(job.id, &done.trace) {
             tracing::warn!(%error, "the trace is not kept");
         }
+        measure::answer(began.elapsed());
         let Answered { signed, finish, .. } = receipt.answered;
         let r = &signed.receipt;
         self.sink.emit(NodeEvent::Receipt {
