@@ -39,6 +39,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
     address public immutable challenges;
 
     uint40 private immutable _acceptTimeout;
+    uint40 private immutable _auctionTime;
     uint40 private immutable _submitTimeout;
     uint40 private immutable _challengeWindow;
     uint128 private immutable _minBond;
@@ -74,6 +75,8 @@ contract Market is IMarket, ReentrancyGuardTransient {
         challenges = challenges_;
 
         _inRange("acceptTimeout", p.acceptTimeout, 1, type(uint32).max);
+        // Whoever is content with the ceiling alone still finds the job open.
+        _inRange("auctionTime", p.auctionTime, 0, p.acceptTimeout);
         _inRange("submitTimeout", p.submitTimeout, 1, type(uint32).max);
         _inRange("challengeWindow", p.challengeWindow, 1, type(uint32).max);
         _inRange("latePenaltyBps", p.latePenaltyBps, 0, BPS);
@@ -84,6 +87,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
         _inRange("userShareBps", p.userShareBps, 0, BPS - 1 - p.challengerShareBps);
 
         _acceptTimeout = p.acceptTimeout;
+        _auctionTime = p.auctionTime;
         _submitTimeout = p.submitTimeout;
         _challengeWindow = p.challengeWindow;
         _minBond = p.minBond;
@@ -119,9 +123,9 @@ contract Market is IMarket, ReentrancyGuardTransient {
         j.inputHash = Trees.tokensHash(promptTokens);
         bytes32 seed = sampling == 0 ? bytes32(0) : _setRun(jobId, j, sampling, userSeed);
 
-        INodes.Ask memory ask = _hold(j, node, maxPrice);
+        _hold(j, node, maxPrice);
         _created(jobId, node, sampling, seed, promptTokens);
-        if (node != address(0)) _assign(jobId, j, node, ask, j.escrow);
+        if (node != address(0)) _assign(jobId, j, node);
         _pull(msg.sender, j.escrow);
     }
 
@@ -140,13 +144,16 @@ contract Market is IMarket, ReentrancyGuardTransient {
     }
 
     /// Sets what of the ceiling the job holds: all while it is open, else the price at the node's ask.
-    function _hold(Job storage j, address node, uint128 maxPrice) private returns (INodes.Ask memory ask) {
+    function _hold(Job storage j, address node, uint128 maxPrice) private {
         uint128 escrow = maxPrice;
         if (node == address(0)) {
             j.state = JobState.Open;
             j.deadline = _after(_acceptTimeout);
         } else {
-            (ask, escrow) = _priceUnder(maxPrice, node, j.modelId, j.nIn, j.maxNew);
+            INodes.Ask memory ask;
+            (ask, escrow) = _askUnder(maxPrice, node, j.modelId, j.nIn, j.maxNew);
+            j.perInputToken = ask.perInputToken;
+            j.perOutputToken = ask.perOutputToken;
         }
         j.escrow = escrow;
         _totals.escrow += escrow;
@@ -169,14 +176,28 @@ contract Market is IMarket, ReentrancyGuardTransient {
     // ---------------------------------------------------------------------------------------------------- serve
 
     /// @inheritdoc IMarket
-    function acceptJob(JobId jobId) external nonReentrant {
+    function acceptJob(JobId jobId, uint128 perInputToken, uint128 perOutputToken) external nonReentrant {
         Job storage j = _inState(jobId, JobState.Open);
         _notAfter(jobId, j.deadline);
-        uint128 ceiling = j.escrow;
-        (INodes.Ask memory ask, uint128 price) = _priceUnder(ceiling, msg.sender, j.modelId, j.nIn, j.maxNew);
+        uint128 price = _under(_offer(j), _price(perInputToken, perOutputToken, j.nIn, j.maxNew));
+        uint128 rest = j.escrow - price;
         j.escrow = price;
-        _endEscrow(jobId, j.user, ceiling - price);
-        _assign(jobId, j, msg.sender, ask, price);
+        j.perInputToken = perInputToken;
+        j.perOutputToken = perOutputToken;
+        _endEscrow(jobId, j.user, rest);
+        _assign(jobId, j, msg.sender);
+    }
+
+    /// @inheritdoc IMarket
+    function offerFor(JobId jobId) external view returns (uint256) {
+        Job storage j = _jobs[jobId];
+        return j.state == JobState.Open ? _offer(j) : 0;
+    }
+
+    /// What an open job pays now.
+    function _offer(Job storage j) private view returns (uint256) {
+        uint256 age = block.timestamp + _acceptTimeout - j.deadline;
+        return age < _auctionTime ? uint256(j.escrow) * age / _auctionTime : j.escrow;
     }
 
     /// @inheritdoc IMarket
@@ -197,15 +218,13 @@ contract Market is IMarket, ReentrancyGuardTransient {
         emit ResultSubmitted(jobId, msg.sender, outputTokens, layersRoot, _traceRoot(j), j.deadline);
     }
 
-    function _assign(JobId jobId, Job storage j, address node, INodes.Ask memory ask, uint128 price) private {
-        uint256 scaled = uint256(price) * _bondFactorBps / BPS;
+    function _assign(JobId jobId, Job storage j, address node) private {
+        uint256 scaled = uint256(j.escrow) * _bondFactorBps / BPS;
         uint128 bond = scaled > _minBond ? scaled.toUint128() : _minBond;
         j.state = JobState.Assigned;
         j.node = node;
         j.deadline = _after(_submitTimeout);
         j.bond = bond;
-        j.perInputToken = ask.perInputToken;
-        j.perOutputToken = ask.perOutputToken;
         emit JobAccepted(jobId, node, bond, j.deadline);
         INodes(nodes).lockBond(node, bond);
     }
@@ -346,6 +365,7 @@ contract Market is IMarket, ReentrancyGuardTransient {
     function params() external view returns (Params memory) {
         return Params(
             _acceptTimeout,
+            _auctionTime,
             _submitTimeout,
             _challengeWindow,
             _minBond,
@@ -427,18 +447,32 @@ contract Market is IMarket, ReentrancyGuardTransient {
         if (ask.maxTokens == 0) revert NotOffered(node, modelId);
         uint256 tokens = uint256(nIn) + maxNew;
         if (tokens > ask.maxTokens) revert MoreThanOffered(tokens, ask.maxTokens);
-        price = nIn * uint256(ask.perInputToken) + maxNew * uint256(ask.perOutputToken);
+        price = _price(ask.perInputToken, ask.perOutputToken, nIn, maxNew);
     }
 
-    function _priceUnder(uint128 maxPrice, address node, bytes32 modelId, uint32 nIn, uint32 maxNew)
+    /// Of a prompt and the longest answer.
+    function _price(uint256 perInputToken, uint256 perOutputToken, uint32 nIn, uint32 maxNew)
+        private
+        pure
+        returns (uint256)
+    {
+        return nIn * perInputToken + maxNew * perOutputToken;
+    }
+
+    function _under(uint256 ceiling, uint256 price) private pure returns (uint128) {
+        if (price > ceiling) revert PriceOverCeiling(price, ceiling);
+        // No ceiling is more.
+        return uint128(price);
+    }
+
+    function _askUnder(uint128 maxPrice, address node, bytes32 modelId, uint32 nIn, uint32 maxNew)
         private
         view
         returns (INodes.Ask memory ask, uint128)
     {
         uint256 price;
         (ask, price) = _ask(node, modelId, nIn, maxNew);
-        if (price > maxPrice) revert PriceOverCeiling(price, maxPrice);
-        return (ask, uint128(price));
+        return (ask, _under(maxPrice, price));
     }
 
     function _checkPrompt(bytes32 modelId, bytes calldata tokens, uint32 maxNew) private view returns (uint32) {

@@ -105,6 +105,7 @@ contract Deploy is Script {
         c.token = vm.envOr("SWORN_TOKEN", address(0));
         IMarket.Params memory m = c.market;
         m.acceptTimeout = u40("SWORN_ACCEPT_TIMEOUT", m.acceptTimeout);
+        m.auctionTime = u40("SWORN_AUCTION_TIME", m.auctionTime);
         m.submitTimeout = u40("SWORN_SUBMIT_TIMEOUT", m.submitTimeout);
         m.challengeWindow = u40("SWORN_CHALLENGE_WINDOW", m.challengeWindow);
         m.minBond = u128("SWORN_MIN_BOND", m.minBond);
@@ -148,6 +149,7 @@ contract Deploy is Script {
             c.unstakeDelay = 10 minutes;
             c.market = IMarket.Params({
                 acceptTimeout: 60,
+                auctionTime: 20,
                 submitTimeout: 120,
                 challengeWindow: 30,
                 minBond: 10 ether,
@@ -172,6 +174,7 @@ contract Deploy is Script {
             c.unstakeDelay = 30 days;
             c.market = IMarket.Params({
                 acceptTimeout: 10 minutes,
+                auctionTime: 2 minutes,
                 submitTimeout: 1 hours,
                 challengeWindow: 1 days,
                 minBond: 500 ether,

@@ -72,6 +72,7 @@ contract DeployTest is Test {
         vm.setEnv("SWORN_PRESET", "l2");
         vm.setEnv("SWORN_TOKEN", "0x00000000000000000000000000000000000000aa");
         vm.setEnv("SWORN_ACCEPT_TIMEOUT", "1");
+        vm.setEnv("SWORN_AUCTION_TIME", "0");
         vm.setEnv("SWORN_SUBMIT_TIMEOUT", "2");
         vm.setEnv("SWORN_CHALLENGE_WINDOW", "3");
         vm.setEnv("SWORN_MIN_BOND", "4000000000000000000");
@@ -92,7 +93,7 @@ contract DeployTest is Test {
         vm.setEnv("SWORN_PERMIT2", "0x00000000000000000000000000000000000000bb");
         c = script.config();
         assertEq(c.token, address(0xaa));
-        assertEq(abi.encode(c.market), abi.encode(1, 2, 3, 4 ether, 5, 6, 7, 8));
+        assertEq(abi.encode(c.market), abi.encode(1, 0, 2, 3, 4 ether, 5, 6, 7, 8));
         assertEq(abi.encode(c.challenges), abi.encode(9_000_000, 10, 11));
         assertEq(abi.encode(c.channels), abi.encode(13, 14, 15, 16, 17, 4 ether, 18, 7, 8));
         assertEq(c.permit2, address(0xbb));
@@ -109,10 +110,11 @@ contract DeployTest is Test {
         vm.expectRevert(abi.encodeWithSelector(Deploy.ParameterTooLarge.selector, "SWORN_USER_SHARE_BPS", 65536, 65535));
         script.config();
 
-        string[22] memory set = [
+        string[23] memory set = [
             "SWORN_PRESET",
             "SWORN_TOKEN",
             "SWORN_ACCEPT_TIMEOUT",
+            "SWORN_AUCTION_TIME",
             "SWORN_SUBMIT_TIMEOUT",
             "SWORN_CHALLENGE_WINDOW",
             "SWORN_MIN_BOND",

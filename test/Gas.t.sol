@@ -71,8 +71,9 @@ contract GasTest is Fixture {
         vm.prank(uma);
         id = market.createJob(modelId, address(0), prompt, 28, 100 ether, 0, 0);
         snap("createJob, 100 tokens, open");
+        skip(mp.auctionTime);
         vm.prank(nora);
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
         snap("acceptJob");
     }
 

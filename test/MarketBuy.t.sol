@@ -306,14 +306,57 @@ contract MarketBuyTest is Fixture {
         vm.expectEmit();
         emit IMarket.JobAccepted(id, nora, 10 ether, uint40(block.timestamp + mp.submitTimeout));
         vm.prank(nora);
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
         IMarket.Job memory j = market.job(id);
         assertState(id, JobState.Assigned);
         assertEq(j.node, nora);
         assertEq(j.escrow, PRICE);
+        assertEq(j.perInputToken, PER_INPUT);
         assertEq(j.perOutputToken, PER_OUTPUT);
         assertEq(market.withdrawable(uma), 50 ether - PRICE);
         assertConserved();
+    }
+
+    function testFuzz_offerFor(uint128 ceiling, uint40 age) public {
+        ceiling = uint128(bound(ceiling, 0, 50 ether));
+        age = uint40(bound(age, 0, mp.acceptTimeout));
+        JobId id = create(address(0), tokens(3), 4, ceiling);
+        skip(age);
+        uint256 offer = age < mp.auctionTime ? uint256(ceiling) * age / mp.auctionTime : ceiling;
+        assertEq(market.offerFor(id), offer);
+        // What is bid for an output token alone, at most and a unit over it.
+        uint128 bid = uint128(offer / 4);
+        vm.startPrank(nora);
+        vm.expectRevert(abi.encodeWithSelector(IMarket.PriceOverCeiling.selector, 4 * (bid + 1), offer));
+        market.acceptJob(id, 0, bid + 1);
+        market.acceptJob(id, 0, bid);
+        vm.stopPrank();
+        assertEq(market.offerFor(id), 0);
+        assertEq(market.job(id).escrow, 4 * bid);
+        assertEq(market.withdrawable(uma), ceiling - 4 * bid);
+        assertConserved();
+    }
+
+    /// Prices that overflow 128 bits are over every ceiling.
+    function test_acceptJob_hugeBid() public {
+        JobId id = create(address(0), tokens(3), 4, 50 ether);
+        skip(mp.acceptTimeout);
+        uint256 price = 7 * uint256(type(uint128).max);
+        vm.expectRevert(abi.encodeWithSelector(IMarket.PriceOverCeiling.selector, price, 50 ether));
+        vm.prank(nora);
+        market.acceptJob(id, type(uint128).max, type(uint128).max);
+    }
+
+    /// Whoever is content with less is first: the dearer node's bid is refused until the cheaper one has had its chance.
+    function test_acceptJob_cheapestFirst() public {
+        JobId id = create(address(0), tokens(3), 4, 40 ether);
+        skip(mp.auctionTime / 2);
+        vm.expectRevert(abi.encodeWithSelector(IMarket.PriceOverCeiling.selector, 24 ether, 20 ether));
+        vm.prank(nora);
+        market.acceptJob(id, 0, 6 ether);
+        vm.prank(nora);
+        market.acceptJob(id, 0, 5 ether);
+        assertEq(market.job(id).escrow, 20 ether);
     }
 
     function test_acceptJob_late() public {
@@ -322,32 +365,36 @@ contract MarketBuyTest is Fixture {
         vm.warp(deadline + 1);
         vm.expectRevert(abi.encodeWithSelector(IMarket.TooLate.selector, id, deadline + 1, deadline));
         vm.prank(nora);
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
     }
 
     function test_acceptJob_ceiling() public {
         JobId id = create(address(0), tokens(3), 4, PRICE - 1);
+        skip(mp.acceptTimeout);
         vm.expectRevert(abi.encodeWithSelector(IMarket.PriceOverCeiling.selector, PRICE, PRICE - 1));
         vm.prank(nora);
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
     }
 
-    function test_acceptJob_notOffered() public {
+    /// Posted asks do not matter, stake does.
+    function test_acceptJob_noStake() public {
         JobId id = create(address(0), tokens(3), 4, PRICE);
-        vm.expectRevert(abi.encodeWithSelector(IMarket.NotOffered.selector, nils, modelId));
+        skip(mp.auctionTime);
+        vm.expectRevert();
         vm.prank(nils);
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
     }
 
     function test_acceptJob_state() public {
         JobId none = JobId.wrap(9);
         vm.expectRevert(abi.encodeWithSelector(IMarket.WrongState.selector, none, JobState.None, JobState.Open));
-        market.acceptJob(none);
+        market.acceptJob(none, 0, 0);
         JobId id = create(address(0), tokens(3), 4, PRICE);
+        skip(mp.auctionTime);
         vm.startPrank(nora);
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
         vm.expectRevert(abi.encodeWithSelector(IMarket.WrongState.selector, id, JobState.Assigned, JobState.Open));
-        market.acceptJob(id);
+        market.acceptJob(id, PER_INPUT, PER_OUTPUT);
     }
 
     // ------------------------------------------------------------------------------------------------ cancelJob

@@ -356,7 +356,11 @@ contract MarketServeTest is Fixture {
     function test_constructor_parameters() public {
         IMarket.Params memory good = mp;
         mp.acceptTimeout = 0;
+        mp.auctionTime = 0;
         expectParameter("acceptTimeout", 0, 1, type(uint32).max);
+        mp = good;
+        mp.auctionTime = mp.acceptTimeout + 1;
+        expectParameter("auctionTime", mp.auctionTime, 0, mp.acceptTimeout);
         mp = good;
         mp.submitTimeout = 0;
         expectParameter("submitTimeout", 0, 1, type(uint32).max);

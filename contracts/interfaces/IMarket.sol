@@ -47,6 +47,7 @@ interface IMarket is ICourt {
 
     struct Params {
         uint40 acceptTimeout;
+        uint40 auctionTime; // in which an open job's offer rises from nothing to its ceiling
         uint40 submitTimeout;
         uint40 challengeWindow;
         uint128 minBond;
@@ -143,8 +144,8 @@ interface IMarket is ICourt {
 
     /// @notice Buys an answer; needs an allowance for the escrow.
     /// @dev With a named node its ask decides the price, its bond is locked at once and the job is Assigned. Without, the
-    /// ceiling is held, and what an accepting node's ask leaves of it is credited back.
-    /// @param node zero: open to any node whose ask is at or under maxPrice
+    /// ceiling is held, the job is auctioned (`offerFor`), and what the accepting node's bid leaves of it is credited back.
+    /// @param node zero: open to any node
     /// @param promptTokens big-endian u32 each
     /// @param maxNew tokens of the longest answer
     /// @param maxPrice ceiling for the prompt and the longest answer together
@@ -160,8 +161,12 @@ interface IMarket is ICourt {
         bytes32 userSeed
     ) external returns (JobId);
 
-    /// @notice Takes an open job at the caller's ask; locks its bond.
-    function acceptJob(JobId jobId) external;
+    /// @notice Takes an open job at the caller's own prices, which nothing posted binds; locks its bond.
+    /// @dev A reverse auction in one call: the job's offer rises, and the first to accept is whoever is content with least. Nobody
+    /// gains by naming more than its price, because the offer must have risen to it.
+    /// @param perInputToken price of a prompt token
+    /// @param perOutputToken price of an output token
+    function acceptJob(JobId jobId, uint128 perInputToken, uint128 perOutputToken) external;
 
     /// @notice The user takes back an open job.
     function cancelJob(JobId jobId) external;
@@ -197,6 +202,10 @@ interface IMarket is ICourt {
 
     /// @notice The hash that binds model, prompt, answer and trace of a submitted job; zero before.
     function traceRoot(JobId jobId) external view returns (bytes32);
+
+    /// @notice What an open job pays now for the prompt and its longest answer: floor(ceiling · age / auctionTime) until it is
+    /// auctionTime old, then its ceiling. Zero for every other job.
+    function offerFor(JobId jobId) external view returns (uint256);
 
     /// @notice What the longest answer costs at the node's ask.
     function quote(bytes32 modelId, address node, uint32 nIn, uint32 maxNew) external view returns (uint256);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Test} from "forge-std/Test.sol";
 import {Challenges} from "../../contracts/Challenges.sol";
 import {Market} from "../../contracts/Market.sol";
@@ -163,8 +164,13 @@ contract Handler is Test {
         address node = servers[who % PEOPLE];
         if (id == 0 || !_free(node)) return _idle();
         if (block.timestamp > market.job(JobId.wrap(id)).deadline) return _idle();
+        IMarket.Job memory j = market.job(JobId.wrap(id));
+        // Any bid that the offer has risen to and the stake covers.
+        uint256 price = Math.min(market.offerFor(JobId.wrap(id)), nodes.freeStake(node) / 2);
+        uint128 most = uint128(price / (uint256(j.nIn) + j.maxNew));
+        uint128 bid = uint128(bound(seed, most / 2, most));
         vm.prank(node);
-        market.acceptJob(JobId.wrap(id));
+        market.acceptJob(JobId.wrap(id), bid, bid);
     }
 
     function submit(uint256 seed, uint256 mood) external step("submit") {

@@ -280,21 +280,8 @@ pub(crate) enum Node {
     },
     /// Serve: take jobs, answer, defend, collect. Survives being killed at any moment
     Run(NodeRun),
-    /// Post a price for a model: consent to jobs that name this node at that price
-    Price {
-        /// Model by name or id
-        #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
-        model: String,
-        /// Price of a prompt token, in payment tokens
-        #[arg(long, value_name = "AMOUNT")]
-        input: String,
-        /// Price of an output token, in payment tokens
-        #[arg(long, value_name = "AMOUNT")]
-        output: String,
-        /// Longest prompt and answer together, in tokens; 0 withdraws the offer
-        #[arg(long, value_name = "N", default_value_t = 2048)]
-        longest: u32,
-    },
+    /// Set a price for a model: posted on chain, or with --unposted at once and for nothing
+    Price(SetPrice),
     /// Add to the stake that backs this node's bonds
     Stake {
         /// Payment tokens
@@ -319,6 +306,35 @@ pub(crate) enum Node {
         #[arg(value_name = "ADDRESS")]
         address: Option<Address>,
     },
+}
+
+/// Set a price for a model.
+///
+/// Posting it is a transaction, and consent to jobs that name this node at that price. With --unposted nothing is sent: a running node
+/// signs its offers for channels, and bids for open jobs, at that price from now on, whatever is posted.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SetPrice {
+    /// Model by name or id
+    #[arg(value_name = "MODEL", default_value = "smollm2-135m")]
+    pub(crate) model: String,
+    /// Price of a prompt token, in payment tokens
+    #[arg(long, value_name = "AMOUNT", required_unless_present = "as_posted")]
+    pub(crate) input: Option<String>,
+    /// Price of an output token, in payment tokens
+    #[arg(long, value_name = "AMOUNT", required_unless_present = "as_posted")]
+    pub(crate) output: Option<String>,
+    /// Longest prompt and answer together, in tokens; 0 withdraws the offer
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    pub(crate) longest: u32,
+    /// Write it to the node's price list instead of the chain
+    #[arg(long)]
+    pub(crate) unposted: bool,
+    /// Take the model off the node's price list: what is posted counts again
+    #[arg(long, conflicts_with_all = ["input", "output", "unposted"])]
+    pub(crate) as_posted: bool,
+    /// The node's journal and state, where its price list is [default: node/ADDRESS in the home directory]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) state: Option<PathBuf>,
 }
 
 /// A price from what this machine costs and does, and from what others ask.

@@ -23,6 +23,7 @@ use crate::http;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
 use crate::measure;
 use crate::plan::{Action, DemandView, JobView, Step, View, decide};
+use crate::prices::Prices;
 use crate::work::Shared;
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
 
@@ -84,11 +85,11 @@ impl Node {
         let cursor = Cursor::open(sender.chain().clone(), store, "node", CursorOptions::default())?;
         let jobs = journal.jobs()?.into_iter().filter(|r| !r.closed).map(|r| (r.job.id, r)).collect();
         let demands = journal.demands()?.into_iter().map(|d| (d.opening, d)).collect();
-        let channels = config
-            .channels
-            .clone()
-            .map(|terms| Channels::new(terms, sender.chain().clone(), sender.account(), journal.store().clone()));
-        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, channels, sink));
+        let (chain, account) = (sender.chain().clone(), sender.account());
+        let prices = Arc::new(Prices::new(chain.clone(), account, &config.data));
+        let terms = config.channels.clone();
+        let channels = terms.map(|t| Channels::new(t, chain, account, journal.store().clone(), prices.clone()));
+        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, prices, channels, sink));
         shared.resume_requests()?;
         Ok(Node {
             shared,
@@ -213,7 +214,7 @@ impl Node {
                 }
                 Event::Trials(e) => self.learn_trial(e)?,
                 Event::Nodes(INodesEvents::AskSet(e)) if e.node == me => {
-                    self.shared.channels.iter().for_each(Channels::forget_asks);
+                    self.shared.prices.forget();
                     continue;
                 }
                 Event::Challenges(IChallengesEvents::Demanded(e)) if self.jobs.contains_key(&e.jobId) => {
@@ -370,6 +371,8 @@ impl Node {
                     && chain.challenges().settled(id).call().await.map_err(failed)?;
             }
             states.insert(id, on_chain.state);
+            let wanted = on_chain.state == JobState::Open && shared.config.accept_open;
+            let covered = wanted && self.is_covered(&record.job).await?;
             jobs.push(JobView {
                 id,
                 state: on_chain.state,
@@ -378,6 +381,7 @@ impl Node {
                 servable: shared.prover.layers(record.job.model).is_some(),
                 executed: record.answer.is_some(),
                 settled,
+                covered,
                 demands,
             });
             self.jobs.insert(id, record);
@@ -388,6 +392,15 @@ impl Node {
             None => U256::ZERO,
         };
         Ok((View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at }, states))
+    }
+
+    /// Whether an open job pays what the node asks by now.
+    async fn is_covered(&self, job: &Job) -> Result<bool> {
+        let Some(price) = self.shared.prices.of(job.model).await? else { return Ok(false) };
+        let Some(price) = price.longest(job.prompt.len(), job.max_new) else { return Ok(false) };
+        let market = self.shared.sender.chain().market();
+        let offer = market.offerFor(job.id).call().await.map_err(sworn_chain::Error::from)?;
+        Ok(U256::from(price) <= offer)
     }
 
     /// A job of the market, or a receipt on trial.
@@ -453,15 +466,6 @@ impl Node {
             revert,
             "WrongState" | "NotDemanded" | "NothingToWithdraw" | "WrongBatchState" | "WrongDemandState"
         );
-        // The node's asks do not cover the job.
-        let unwanted = matches!(revert, "NotOffered" | "MoreThanOffered" | "PriceOverCeiling");
-        if let (Action::Accept(id), true) = (action, unwanted) {
-            tracing::info!(job = %id, %error, "not taken");
-            if let Err(error) = self.close(id, JobState::Open) {
-                tracing::warn!(%error, "journal");
-            }
-            return;
-        }
         let times = self.failures.get(&action).map_or(0, |(times, _)| times + 1);
         let longest = match action {
             Action::Answer { .. } | Action::Submit(_) | Action::Channel(Step::Publish { .. }) => URGENT_PAUSE,

@@ -31,6 +31,8 @@ pub struct JobView {
     pub executed: bool,
     /// On chain: no demand unanswered, every challenger's turn over.
     pub settled: bool,
+    /// Open, and its offer has risen to what the node asks.
+    pub covered: bool,
     /// Unanswered demands that the node means to answer.
     pub demands: Vec<DemandView>,
 }
@@ -93,10 +95,12 @@ pub fn decide(view: &View) -> Vec<Action> {
 }
 
 fn decide_job(view: &View, job: &JobView, due: &mut Vec<(u64, Action)>) {
-    let JobView { id, deadline, mine, servable, executed, settled, .. } = *job;
+    let JobView { id, deadline, mine, servable, executed, settled, covered, .. } = *job;
     let in_time = view.now <= deadline;
     match job.state {
-        JobState::Open if in_time && view.accept_open && servable => due.push((deadline, Action::Accept(id))),
+        JobState::Open if in_time && view.accept_open && servable && covered => {
+            due.push((deadline, Action::Accept(id)))
+        }
         JobState::Assigned if mine && !in_time => due.push((u64::MAX, Action::Expire(id))),
         JobState::Assigned if mine && executed => due.push((deadline, Action::Submit(id))),
         JobState::Assigned if mine && servable => due.push((deadline, Action::Execute(id))),
@@ -131,6 +135,7 @@ mod tests {
             servable: true,
             executed: false,
             settled: false,
+            covered: false,
             demands: vec![],
         }
     }
@@ -141,7 +146,9 @@ mod tests {
 
     #[test]
     fn a_job_from_offer_to_pay() {
-        let open = JobView { mine: false, ..job(JobState::Open) };
+        let early = JobView { mine: false, ..job(JobState::Open) };
+        assert_eq!(at(100, early.clone()), [], "the auction has not come to the node's price");
+        let open = JobView { covered: true, ..early };
         assert_eq!(at(100, open.clone()), [Action::Accept(ID)]);
         assert_eq!(at(101, open.clone()), [Action::Close(ID)]);
         assert_eq!(at(50, JobView { servable: false, ..open.clone() }), []);

@@ -15,6 +15,7 @@ use crate::answer::{self, Opened};
 use crate::channel::Channels;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
 use crate::plan::Action;
+use crate::prices::Prices;
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
 
 /// Recomputations for demands at a time. Those for HTTP have a place of their own, so that visitors cannot delay an answer.
@@ -28,6 +29,7 @@ pub(crate) struct Shared {
     pub(crate) conduct: Arc<dyn Conduct>,
     pub(crate) journal: Journal,
     pub(crate) sink: EventSink,
+    pub(crate) prices: Arc<Prices>,
     pub(crate) channels: Option<Channels>,
     executions: Semaphore,
     answers: Arc<Semaphore>,
@@ -98,13 +100,28 @@ impl Shared {
         prover: Arc<dyn Prover>,
         conduct: Arc<dyn Conduct>,
         journal: Journal,
+        prices: Arc<Prices>,
         channels: Option<Channels>,
         sink: EventSink,
     ) -> Self {
         let executions = Semaphore::new(config.workers.max(1));
         let (answers, visits) = (Arc::new(Semaphore::new(ANSWERS)), Arc::new(Semaphore::new(1)));
         let (cancels, rows) = Default::default();
-        Shared { config, sender, prover, conduct, journal, sink, channels, executions, answers, visits, cancels, rows }
+        Shared {
+            config,
+            sender,
+            prover,
+            conduct,
+            journal,
+            sink,
+            prices,
+            channels,
+            executions,
+            answers,
+            visits,
+            cancels,
+            rows,
+        }
     }
 
     /// Stops the execution of a job, or of all.
@@ -150,8 +167,14 @@ impl Shared {
                 Ok(())
             }
             Action::Accept(id) => {
-                let call = IMarket::acceptJobCall { jobId: id };
-                let receipt = self.sender.send(&Intent::call(format!("accept/{id}"), market, &call)).await?;
+                let Some(record) = self.journal.job(id)? else { return Ok(()) };
+                // Withdrawn meanwhile.
+                let Some(price) = self.prices.of(record.job.model).await? else { return Ok(()) };
+                let (input, output) = (price.per_input_token, price.per_output_token);
+                let call = IMarket::acceptJobCall { jobId: id, perInputToken: input, perOutputToken: output };
+                // The price in the key: after a change of prices the bid is another transaction.
+                let key = format!("accept/{id}/{input}/{output}");
+                let receipt = self.sender.send(&Intent::call(key, market, &call)).await?;
                 self.sink.emit(NodeEvent::Accepted { job: id, receipt });
                 Ok(())
             }

@@ -22,7 +22,8 @@ use sworn_engine::Cpu;
 use sworn_isa::SectionKind;
 use sworn_model::{Model, synthetic};
 use sworn_node::{
-    Conduct, EngineProver, EventSink, Execution, Honest, Job, Node, NodeConfig, NodeEvent, Offer, Prover, Registration,
+    Conduct, EngineProver, EventSink, Execution, Honest, Job, Node, NodeConfig, NodeEvent, Offer, Price, PriceList,
+    Prover, Registration,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -613,14 +614,24 @@ async fn a_process_killed_by_the_system_resumes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn open_jobs_are_taken_only_at_the_asked_price() {
+async fn open_jobs_are_taken_as_soon_as_they_pay_the_price() {
     let world = World::new(Params::default()).await;
     let config = NodeConfig { accept_open: true, ..world.config() };
     let node = world.node_with(config, world.prover(), Arc::new(Honest)).await;
-    // 80 tokens cost 0.05 more than the ceiling of one token.
-    let dear = world.buy("dear", Address::ZERO, &[1; 50], 100).await;
+    // Twelve times the posted price of an output token, without a transaction.
+    let price = Price { per_input_token: UNIT / 1_000, per_output_token: 12 * UNIT / 100, max_tokens: 200 };
+    PriceList([(world.id(), price)].into()).write(&PriceList::file(&world.data())).unwrap();
+    // This one costs 6.05 of a ceiling of one token; the other 0.483, which its offer has risen to after 9.66 seconds of 20.
+    let dear = world.buy("dear", Address::ZERO, &[1; 50], 50).await;
     let fair = world.buy("fair", Address::ZERO, &[1, 2, 3], 4).await;
-    world.reaches(fair, JobState::Submitted).await;
+    world.net.pass(5).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(world.job(fair).await.state, JobState::Open);
+    world.net.pass(6).await;
+    let job = world.reaches(fair, JobState::Submitted).await;
+    assert_eq!((job.perInputToken, job.perOutputToken), (price.per_input_token, price.per_output_token));
+    assert_eq!(job.escrow, price.per_input_token * 3 + price.per_output_token * 4);
+    world.net.pass(30).await;
     assert_eq!(world.job(dear).await.state, JobState::Open);
     world.finish(fair, JobState::Final).await;
     assert!(node.has(|e| matches!(e, NodeEvent::Accepted { .. })));

@@ -67,6 +67,7 @@ impl Default for Terms {
         Terms {
             market: IMarket::Params {
                 acceptTimeout: t(120),
+                auctionTime: t(10),
                 submitTimeout: t(300),
                 challengeWindow: t(90),
                 minBond: 10_000_000_000_000_000_000,

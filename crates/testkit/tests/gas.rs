@@ -64,6 +64,7 @@ impl World {
         w.nodes = w.create("Nodes", (w.token, w.models, market, channels, 10_000_000u64).abi_encode_params());
         let params = IMarket::Params {
             acceptTimeout: 60u64.try_into().unwrap(),
+            auctionTime: 20u64.try_into().unwrap(),
             submitTimeout: 600u64.try_into().unwrap(),
             challengeWindow: 600u64.try_into().unwrap(),
             minBond: 1_000_000,

@@ -18,6 +18,9 @@ use sworn_chain::{Chain, Intent, Sender, SenderOptions, Store};
 /// One token.
 pub const UNIT: u128 = 1_000_000_000_000_000_000;
 
+/// Seconds in which an open job's offer rises to its ceiling.
+const AUCTION: u128 = 20;
+
 /// Market and challenge parameters, in seconds and tokens.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
@@ -113,7 +116,7 @@ impl Devnet {
         let a = DynSolValue::Address;
         let unstake = p.submit + 2 * p.window + 21 * p.turn + 1;
         let nodes = deploy("Nodes", vec![a(token), a(models), a(market), a(channels), uint(unstake.into())]).await;
-        let params = [60, p.submit.into(), p.window.into(), 10 * UNIT, 20_000, 500, 3_000, 4_000].map(uint);
+        let params = [60, AUCTION, p.submit.into(), p.window.into(), 10 * UNIT, 20_000, 500, 3_000, 4_000].map(uint);
         let made =
             deploy("Market", vec![a(token), a(models), a(nodes), a(challenges), DynSolValue::Tuple(params.to_vec())])
                 .await;

@@ -1,6 +1,7 @@
 //! `sworn node`.
 
 mod list;
+mod price;
 mod suggest;
 
 use std::process::ExitCode;
@@ -58,6 +59,10 @@ pub(super) async fn run(settings: &Settings, verb: args::Node) -> Result<ExitCod
             suggest::run(settings, command).await?;
             return Ok(ExitCode::SUCCESS);
         }
+        args::Node::Price(command) if command.unposted || command.as_posted => {
+            price::list(settings, command).await?;
+            return Ok(ExitCode::SUCCESS);
+        }
         args::Node::List(command) => {
             list::run(settings, command).await?;
             return Ok(ExitCode::SUCCESS);
@@ -79,14 +84,13 @@ pub(super) async fn run(settings: &Settings, verb: args::Node) -> Result<ExitCod
             }
             vec![account.send(nodes, &INodes::configureCall { endpoint, capacity }).await?]
         }
-        args::Node::Price { model, input, output, longest } => {
-            let id = models::load(settings, &model)?.id();
-            let currency = &account.link.currency;
+        args::Node::Price(price) => {
+            let (model, price) = price::read(settings, &account.link, &price)?;
             let call = INodes::setAskCall {
-                modelId: id.into(),
-                perInputToken: currency.parse(&input)?,
-                perOutputToken: currency.parse(&output)?,
-                maxTokens: longest,
+                modelId: model,
+                perInputToken: price.per_input_token,
+                perOutputToken: price.per_output_token,
+                maxTokens: price.max_tokens,
             };
             vec![account.send(nodes, &call).await?]
         }
@@ -228,6 +232,11 @@ fn channel_terms(
     Ok(Some(terms))
 }
 
+/// Where a node keeps journal and state.
+fn state(settings: &Settings, account: Address) -> std::path::PathBuf {
+    settings.home.join("node").join(account.to_string())
+}
+
 async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> {
     // Cheap checks first; the model takes a while to load, the password a person.
     let deployment = settings.deployment()?;
@@ -235,7 +244,7 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     let link = Link::to(&settings.rpc, deployment).await?;
     let signer = settings.signer()?;
     let terms = channel_terms(settings, &command.receipts, &link, &signer)?;
-    let data = command.state.unwrap_or_else(|| settings.home.join("node").join(signer.address().to_string()));
+    let data = command.state.unwrap_or_else(|| state(settings, signer.address()));
     let store = Store::open(data.join("node.redb"), &link.chain)?;
     let model = models::load(settings, &command.engine.model)?;
     let choice = command.engine.backend;

@@ -22,18 +22,19 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256, Bytes};
-use sworn_bindings::{ChannelState, IChannels, INodes};
+use sworn_bindings::{ChannelState, IChannels};
 use sworn_chain::{Chain, Store};
 use sworn_receipts::{Code, Domain, Refusal, Voucher};
 use tokio::sync::Semaphore;
 
+use crate::prices::Prices;
 use crate::work::unpoisoned;
 use crate::{ChannelTerms, Result};
 use book::Book;
 use live::Live;
 use record::{BookRecord, Ledger};
 
-/// How long what the chain says of a channel or an ask is believed.
+/// How long what the chain says of a channel is believed.
 const FRESH: Duration = Duration::from_secs(10);
 
 /// What the node's channels share.
@@ -46,7 +47,7 @@ pub(crate) struct Channels {
     accounts: Mutex<HashMap<B256, Arc<Mutex<Account>>>>,
     lives: Mutex<HashMap<(B256, u64), Arc<Live>>>,
     views: Mutex<HashMap<B256, (Instant, IChannels::Channel)>>,
-    asks: Mutex<HashMap<B256, (Instant, INodes::Ask)>>,
+    prices: Arc<Prices>,
     /// Whether jobs and receipts of a model may sample.
     samples: Mutex<HashMap<B256, bool>>,
     /// Receipts of a channel that are known to be claimed, if that is all of them.
@@ -84,11 +85,11 @@ fn unavailable(error: impl std::fmt::Display) -> Refusal {
 }
 
 impl Channels {
-    pub(crate) fn new(terms: ChannelTerms, chain: Chain, node: Address, store: Store) -> Self {
+    pub(crate) fn new(terms: ChannelTerms, chain: Chain, node: Address, store: Store, prices: Arc<Prices>) -> Self {
         let deployment = chain.deployment();
         let domain = Domain { chain_id: deployment.chain_id, channels: deployment.channels };
         let places = Arc::new(Semaphore::new(terms.streams.max(1)));
-        let (accounts, lives, views, asks, samples, claimed) = Default::default();
+        let (accounts, lives, views, samples, claimed) = Default::default();
         let ledger = Ledger::new(store);
         Channels {
             terms,
@@ -99,7 +100,7 @@ impl Channels {
             accounts,
             lives,
             views,
-            asks,
+            prices,
             samples,
             claimed,
             places,
@@ -110,11 +111,6 @@ impl Channels {
     /// The chain has news of a channel.
     pub(crate) fn forget_view(&self, channel: B256) {
         unpoisoned(&self.views).remove(&channel);
-    }
-
-    /// The chain has news of the node's prices.
-    pub(crate) fn forget_asks(&self) {
-        unpoisoned(&self.asks).clear();
     }
 
     /// A channel to this node, as the chain has it.
@@ -137,20 +133,6 @@ impl Channels {
     async fn view_again(&self, channel: B256) -> Result<IChannels::Channel, Refusal> {
         self.forget_view(channel);
         self.view(channel).await
-    }
-
-    /// What the node asks for a model on chain; none: nothing is offered.
-    async fn posted(&self, model: B256) -> Result<Option<INodes::Ask>, Refusal> {
-        let known = unpoisoned(&self.asks).get(&model).filter(|(at, _)| at.elapsed() < FRESH).map(|(_, a)| a.clone());
-        let ask = match known {
-            Some(ask) => ask,
-            None => {
-                let ask = self.chain.nodes().ask(self.node, model).call().await.map_err(unavailable)?;
-                unpoisoned(&self.asks).insert(model, (Instant::now(), ask.clone()));
-                ask
-            }
-        };
-        Ok(Some(ask).filter(|a| a.maxTokens > 0))
     }
 
     /// Whether receipts of a model may sample: one that may not would convict its node.

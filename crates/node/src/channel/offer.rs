@@ -21,16 +21,16 @@ pub(super) fn surge(busy: usize, places: usize, most: u16) -> u16 {
 }
 
 impl Channels {
-    /// An offer for each model that the node has and asks something for on chain.
+    /// An offer for each model that the node has and asks something for.
     pub(super) async fn offers(&self, models: Vec<B256>) -> Result<Vec<SignedOffer>, Refusal> {
         let surge = surge(self.answering(), self.terms.streams, self.terms.surge_max_bps);
         let valid_until = now() + self.terms.offer_life.as_secs();
         let mut offers = Vec::new();
         for model in models {
-            let Some(ask) = self.posted(model).await? else { continue };
+            let Some(price) = self.prices.of(model).await.map_err(unavailable)? else { continue };
             // A price that does not fit cannot be paid either.
             let (Some(input), Some(output)) =
-                (Offer::surged(ask.perInputToken, surge), Offer::surged(ask.perOutputToken, surge))
+                (Offer::surged(price.per_input_token, surge), Offer::surged(price.per_output_token, surge))
             else {
                 continue;
             };
@@ -39,7 +39,7 @@ impl Channels {
                 modelId: model,
                 perInputToken: input,
                 perOutputToken: output,
-                maxTokens: ask.maxTokens,
+                maxTokens: price.max_tokens,
                 surgeBps: surge,
                 validUntil: valid_until,
             };
