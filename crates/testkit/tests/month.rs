@@ -7,9 +7,11 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::sol_types::SolCall;
+use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -112,7 +114,7 @@ struct Month {
     ledger: Ledger,
     rng: StdRng,
     gone: bool,
-    calls: u32,
+    calls: AtomicU32,
     /// Paid, late, by auction.
     jobs: [u32; 3],
 }
@@ -158,13 +160,13 @@ impl Month {
         });
         let answers = answers.collect();
         let (channels, batches, ledger) = Default::default();
-        let (gone, calls, jobs) = (false, 0, [0; 3]);
+        let (gone, calls, jobs) = (false, AtomicU32::new(0), [0; 3]);
         Month { net, terms, model, nodes, users, watcher, answers, channels, batches, ledger, rng, gone, calls, jobs }
     }
 
-    async fn send<C: SolCall>(&mut self, who: &Actor, to: Address, call: &C) -> Vec<Event> {
-        self.calls += 1;
-        let receipt = who.send(&format!("call {}", self.calls), to, call).await.unwrap();
+    async fn send<C: SolCall>(&self, who: &Actor, to: Address, call: &C) -> Vec<Event> {
+        let number = self.calls.fetch_add(1, Ordering::Relaxed);
+        let receipt = who.send(&format!("call {number}"), to, call).await.unwrap();
         self.net.chain.events_of(receipt.hash).await.unwrap()
     }
 
@@ -336,9 +338,13 @@ impl Month {
 
     async fn release(&mut self) {
         let channels = self.net.deployment.channels;
-        for b in std::mem::take(&mut self.batches) {
+        let batches = std::mem::take(&mut self.batches);
+        join_all(batches.iter().map(async |b| {
+            self.send(&self.nodes[b.node], channels, &IChannels::releaseCall { batchId: b.id }).await;
+        }))
+        .await;
+        for b in batches {
             let node = self.nodes[b.node].clone();
-            self.send(&node, channels, &IChannels::releaseCall { batchId: b.id }).await;
             for part in &b.parts {
                 let user = self.channels.iter().find(|c| c.id == part.channelId).unwrap().user;
                 let count = part.last - part.first + 1;
@@ -350,7 +356,7 @@ impl Month {
     /// Jobs on chain: some name a node, some are auctioned; one node is late now and then.
     async fn jobs(&mut self) {
         let market = self.net.deployment.market;
-        let mut bought = Vec::new();
+        let mut asked = Vec::new();
         for user in self.users.clone() {
             let answer = self.rng.random_range(0..WHOLE);
             let node = self.rng.random_range(0..2 * self.serving());
@@ -364,13 +370,17 @@ impl Month {
                 sampling: U256::ZERO,
                 userSeed: B256::ZERO,
             };
+            asked.push((create, user, answer, (!named.is_zero()).then_some(node)));
+        }
+        let mut bought = join_all(asked.into_iter().map(async |(create, user, answer, node)| {
             let events = self.send(&user, market, &create).await;
             let id = events.into_iter().find_map(|e| match e {
                 Event::Market(IMarketEvents::JobCreated(e)) => Some(e.jobId),
                 _ => None,
             });
-            bought.push((id.unwrap(), user, answer, (!named.is_zero()).then_some(node)));
-        }
+            (id.unwrap(), user, answer, node)
+        }))
+        .await;
         self.auction(&mut bought).await;
         let mut late = Vec::new();
         let mut answered = Vec::new();
@@ -380,17 +390,21 @@ impl Month {
                 late.push((id, user, node));
                 continue;
             }
-            let (order, who) = (self.net.chain.market().orderHash(id).call().await.unwrap(), self.nodes[node].clone());
-            let Answer { output, layers_root, .. } = &self.answers[answer];
+            answered.push((id, user, answer, node));
+        }
+        join_all(answered.iter().map(async |(id, _, answer, node)| {
+            let (id, who) = (*id, &self.nodes[*node]);
+            let order = self.net.chain.market().orderHash(id).call().await.unwrap();
+            let Answer { output, layers_root, .. } = &self.answers[*answer];
             let submit = IMarket::submitResultCall {
                 jobId: id,
                 order,
                 outputTokens: sequence::encode(output).into(),
                 layersRoot: *layers_root,
             };
-            self.send(&who, market, &submit).await;
-            answered.push((id, user, answer, node));
-        }
+            self.send(who, market, &submit).await;
+        }))
+        .await;
         let (submit, window) = (self.terms.market.submitTimeout, self.terms.market.challengeWindow);
         self.net.skip(seconds(submit) + seconds(window) + 1).await.unwrap();
         for (id, user, node) in late {
@@ -400,9 +414,12 @@ impl Month {
             self.ledger.moves(self.nodes[node].address(), user.address(), penalty);
             self.jobs[1] += 1;
         }
-        for (id, user, answer, node) in answered {
+        join_all(answered.iter().map(async |(id, _, _, node)| {
+            self.send(&self.nodes[*node], market, &IMarket::finalizeCall { jobId: *id }).await;
+        }))
+        .await;
+        for (_, user, answer, node) in answered {
             let who = self.nodes[node].clone();
-            self.send(&who, market, &IMarket::finalizeCall { jobId: id }).await;
             let Answer { prompt, output, .. } = &self.answers[answer];
             let price = prompt.len() as u128 * INPUT + output.len() as u128 * OUTPUT[node];
             self.ledger.pays(user.address(), who.address(), price, 0);
@@ -576,7 +593,7 @@ impl Month {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn e2e_a_month_of_trade_leaves_everybody_with_what_is_theirs() {
+async fn a_month_of_trade_leaves_everybody_with_what_is_theirs() {
     let mut month = Month::new().await;
     let began = month.net.chain.now().await.unwrap();
     month.begin().await;
@@ -630,6 +647,7 @@ async fn e2e_a_month_of_trade_leaves_everybody_with_what_is_theirs() {
     let volume: u128 = month.ledger.volume.values().sum();
     eprintln!(
         "{DAYS} days, {} transactions: {paid} jobs paid ({auctioned} by auction), {late} late, {receipts} receipts paid, volume {volume}, burned {}",
-        month.calls, month.ledger.burned
+        month.calls.into_inner(),
+        month.ledger.burned
     );
 }
