@@ -4,6 +4,21 @@
 //! the payment from channels with everything that it must remember. **May depend on** `receipts`, `model`, `chain`, `bindings`. **Must
 //! never** execute a model, hold a wallet's key longer than a deposit needs, pay for an answer whose receipt it has not checked, or
 //! give out text that a stop string may still take back.
+//!
+//! # HTTP
+//!
+//! Bodies and errors are OpenAI's; `model` is a name or an id of [`Config::models`]. With API keys, what is below `/v1` wants one as a
+//! bearer token. Every response has an `x-request-id`, the caller's if it sends one.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `GET /v1/models`, `GET /v1/models/{name}` | models; `sworn` has id, context, whether it samples, and every node's offer |
+//! | `POST /v1/chat/completions`, `POST /v1/completions` | an answer or its stream (`stream`, `stream_options`, `stop`, `temperature`, `top_p`, `seed`, `max_tokens`, `logprobs`); `sworn` has node, price, trace root and receipts, `x-sworn-receipt` the last one's digest. Without a channel that pays: 402 with `accepts` |
+//! | `GET /v1/receipts/{digest}` | a receipt's file, which `sworn audit` and `sworn dispute lodge` take |
+//! | `GET /health` | `{"status": "ok"}` |
+//! | `GET /ready` | per model whether somebody answers, and why not; 503 if any has nobody |
+//! | `GET /metrics` | Prometheus' text format |
+//! | `GET /`, `GET /page.json` | the page, and what it is told of the deployment |
 #![forbid(unsafe_code)]
 
 mod answer;

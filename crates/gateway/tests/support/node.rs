@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::response::sse::{Event as SseEvent, Sse};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::serve::ListenerExt;
 use axum::{Json, Router};
 use sworn_commit::sequence;
 use sworn_engine::{Backend, Request, generate_until};
@@ -111,6 +112,8 @@ impl TestNode {
             .route("/v1/channels/{id}/answers/{request}/end", post(end))
             .route("/v1/channels/{id}/requests/{request}", get(answered))
             .with_state(node.clone());
+        // As a node does: tokens are small and must not wait for each other.
+        let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
         tokio::spawn(async move { axum::serve(listener, router).await });
         node
     }
