@@ -88,6 +88,8 @@ pub(crate) enum Noun {
     /// Challenges: list, show
     #[command(subcommand)]
     Dispute(Dispute),
+    /// The market: nodes, users, jobs by model, latency and prices, failures by reason
+    Network(Network),
     /// Every bucket an account has money in, and when each is released
     Money(Money),
     /// Check this machine and its surroundings, with the cure for each fault
@@ -354,6 +356,17 @@ pub(crate) struct SuggestPrice {
     /// Added to the cost, in percent
     #[arg(long, value_name = "PERCENT", default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=1000))]
     pub(crate) margin: u16,
+}
+
+/// The market: nodes, users, jobs by model, latency and prices, failures by reason.
+///
+/// All of it is read from the chain: answers that were paid, seconds from a node's assignment to its answer, what a token cost, and for every
+/// failure why.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Network {
+    /// Only the last days
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36_500))]
+    pub(crate) days: Option<u32>,
 }
 
 /// Every node: prices, stake, paid volume, record, age.

@@ -15,6 +15,7 @@ mod key;
 mod manual;
 mod model;
 mod money;
+mod network;
 mod node;
 mod run;
 mod watch;
@@ -35,6 +36,7 @@ pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
         Noun::Job(verb) => job::run(&settings, verb).await,
         Noun::Watch(command) => watch::run(&settings, command).await,
         Noun::Dispute(verb) => dispute::run(&settings, verb).await,
+        Noun::Network(command) => network::run(&settings, command).await,
         Noun::Money(command) => money::run(&settings, command).await,
         Noun::Doctor(command) => doctor::run(&settings, command).await,
         Noun::Run(command) => run::run(&settings, command).await,

@@ -17,6 +17,8 @@ pub(crate) struct Said {
     pub(crate) block: u64,
     /// Transaction.
     pub(crate) transaction: B256,
+    /// The block's time, if the server tells it with the log.
+    pub(crate) time: Option<u64>,
 }
 
 /// Events of a contract, oldest first. `topics` are the event's signature and its indexed values; `None` matches all.
@@ -38,6 +40,7 @@ pub(crate) async fn events(link: &Link, contracts: &[Address], topics: [Option<B
                     event: Event::decode(deployment, log.address(), log.data())?,
                     block: log.block_number?,
                     transaction: log.transaction_hash?,
+                    time: log.block_timestamp,
                 })
             })),
             Err(e) if e.as_error_resp().is_some() && from < to => {

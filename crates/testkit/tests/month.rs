@@ -14,7 +14,7 @@ use alloy::sol_types::SolCall;
 use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sworn_bindings::IChannels::{self, IChannelsEvents};
 use sworn_bindings::IMarket::{self, IMarketEvents};
 use sworn_bindings::{Event, IERC20, INodes, ITrials, Part, Redemption};
@@ -115,6 +115,8 @@ struct Month {
     rng: StdRng,
     gone: bool,
     calls: AtomicU32,
+    /// Batches that were void because a receipt was not shown.
+    hidden: u32,
     /// Paid, late, by auction.
     jobs: [u32; 3],
 }
@@ -160,8 +162,24 @@ impl Month {
         });
         let answers = answers.collect();
         let (channels, batches, ledger) = Default::default();
-        let (gone, calls, jobs) = (false, AtomicU32::new(0), [0; 3]);
-        Month { net, terms, model, nodes, users, watcher, answers, channels, batches, ledger, rng, gone, calls, jobs }
+        let (gone, calls, hidden, jobs) = (false, AtomicU32::new(0), 0, [0; 3]);
+        Month {
+            net,
+            terms,
+            model,
+            nodes,
+            users,
+            watcher,
+            answers,
+            channels,
+            batches,
+            ledger,
+            rng,
+            gone,
+            calls,
+            hidden,
+            jobs,
+        }
     }
 
     async fn send<C: SolCall>(&self, who: &Actor, to: Address, call: &C) -> Vec<Event> {
@@ -317,6 +335,7 @@ impl Month {
                     }
                 }
             }
+            self.hidden += 1;
             let amount: u128 = b.parts.iter().map(|p| p.amount).sum();
             let p = &self.terms.channels;
             let bond = share(amount, p.bondFactorBps).max(p.minBond);
@@ -574,6 +593,15 @@ impl Month {
         self.balances().await;
     }
 
+    /// What a verb of `sworn` prints as JSON.
+    fn says(&self, verb: &[&str]) -> Value {
+        let mut command = Command::new(sworn().unwrap());
+        command.args(verb).args(["--json", "--rpc", &self.net.rpc]).arg("--deployment").arg(self.net.deployment_file());
+        let told = command.output().unwrap();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        serde_json::from_slice(&told.stdout).unwrap()
+    }
+
     /// Everybody leaves and takes what is theirs.
     async fn end(&mut self) {
         let nodes = self.net.deployment.nodes;
@@ -611,12 +639,9 @@ async fn a_month_of_trade_leaves_everybody_with_what_is_theirs() {
     assert!(lasted >= u64::from(DAYS) * DAY, "{lasted} seconds");
 
     // What everybody can read of the nodes is what happened.
-    let mut list = Command::new(sworn().unwrap());
-    list.args(["node", "list", "--json", "--sort", "volume", "--rpc", &month.net.rpc]);
-    list.arg("--deployment").arg(month.net.deployment_file()).arg("--model").arg(month.model.path());
-    let told = list.output().unwrap();
-    assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
-    let told: Vec<Value> = serde_json::from_slice(&told.stdout).unwrap();
+    let model = month.model.path().to_str().unwrap();
+    let told = month.says(&["node", "list", "--sort", "volume", "--model", model]);
+    let told = told.as_array().unwrap();
     assert_eq!(told.len(), month.nodes.len());
     for node in &month.nodes {
         let seen = told.iter().find(|n| n["node"].as_str().unwrap().parse() == Ok(node.address())).unwrap();
@@ -633,6 +658,25 @@ async fn a_month_of_trade_leaves_everybody_with_what_is_theirs() {
             }
         );
     }
+    let told = month.says(&["network"]);
+    let volume: u128 = month.ledger.volume.values().sum();
+    assert_eq!(told["volume"], volume.to_string(), "{told}");
+    assert_eq!(
+        (&told["receipts"], &told["active_nodes"], &told["users"]),
+        (&receipts.into(), &4.into(), &5.into()),
+        "{told}"
+    );
+    let [jobs] = &told["models"].as_array().unwrap()[..] else { panic!("{told}") };
+    assert_eq!((&jobs["served"], &jobs["late"], &jobs["created"]), (&paid.into(), &late.into(), &(paid + late).into()));
+    assert!(jobs["seconds"]["p99"].is_number() && jobs["price"]["p50"].is_string(), "{told}");
+    let failures = json!({ "late": late, "receipt_hidden": month.hidden, "two_receipts_for_one_request": 1 });
+    assert_eq!(told["failures"], failures, "{told}");
+    let week = month.says(&["network", "--days", "7"]);
+    assert!(
+        week["receipts"].as_u64() < told["receipts"].as_u64() && week["period"].as_u64() <= Some(7 * DAY),
+        "{week}"
+    );
+
     month.end().await;
     for who in month.everybody() {
         let gained = month.ledger.gained.get(&who.address()).copied().unwrap_or_default();
@@ -644,7 +688,6 @@ async fn a_month_of_trade_leaves_everybody_with_what_is_theirs() {
         assert_eq!(month.net.tokens_of(contract).await.unwrap(), U256::ZERO, "left in {name}");
     }
     assert_eq!(month.net.tokens_of(BURN).await.unwrap(), U256::from(month.ledger.burned));
-    let volume: u128 = month.ledger.volume.values().sum();
     eprintln!(
         "{DAYS} days, {} transactions: {paid} jobs paid ({auctioned} by auction), {late} late, {receipts} receipts paid, volume {volume}, burned {}",
         month.calls.into_inner(),
