@@ -450,6 +450,15 @@ pub(crate) struct Receipts {
     /// Raise prices by up to so many percent when the node is busy
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=500))]
     pub(crate) surge_max: u16,
+    /// Also sell spot requests for so many percent less: they give way to others, and then cost nothing
+    #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=99))]
+    pub(crate) spot_discount: u16,
+    /// Hold so many of the places of --streams for requests that pay for a reserved one
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) reserved: u16,
+    /// What a reserved place costs more, in percent
+    #[arg(long, value_name = "PERCENT", default_value_t = 50, value_parser = clap::value_parser!(u16).range(0..=500))]
+    pub(crate) reserved_premium: u16,
     /// Answers for channels at a time; more are refused
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) streams: u16,

@@ -99,6 +99,7 @@ pub(crate) async fn answer(
         sampling: encoded.sampling,
         seed: encoded.seed,
         stop: model.manifest().stop_tokens.as_slice().into(),
+        tier: ask.tier,
         logprobs: ask.logprobs,
     };
     // Until the first token a failure is a status of its own, also of a stream.

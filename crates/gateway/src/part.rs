@@ -28,6 +28,8 @@ const ENDING: Duration = Duration::from_secs(30);
 /// How long, and how often, a node whose stream broke is asked for the receipt before another continues.
 const RECOVERY: Duration = Duration::from_millis(1500);
 const RECOVERIES: u32 = 4;
+/// How long a node is left alone that had no place for a spot request.
+const GAVE_WAY: Duration = Duration::from_secs(1);
 
 /// A part that is to be given.
 pub(crate) struct Part<'a> {
@@ -227,7 +229,7 @@ impl Part<'_> {
         let peer = self.candidate.peer.clone();
         peer.forget_offer(ask.model);
         peer.refresh(&self.router.domain).await.ok()?;
-        let offer = peer.offer(ask.model)?;
+        let offer = peer.offer(ask.model, self.question.tier)?;
         let maximum = offer.offer.price(ask.prompt.len() as u32, ask.max_new)?;
         let fits = self.router.config.max_price.is_none_or(|most| maximum <= most);
         (self.candidate.offer, self.candidate.maximum) = (offer, maximum);
@@ -260,13 +262,14 @@ impl Part<'_> {
                     Ok(Some(NodeEvent::Receipt { signed, finish })) => return self.settle(p, signed, finish).await,
                     Ok(Some(NodeEvent::Error(refusal))) => {
                         let peer = &self.candidate.peer;
-                        peer.failed(None);
+                        let preempted = refusal.code == Code::Preempted;
+                        peer.failed(preempted.then_some(GAVE_WAY));
                         // Nothing is owed for an answer without a receipt; the node has said that none will come.
                         if let Err(e) = self.router.ledger.forget(peer.id, p.ask.request) {
                             return failed(ApiError::internal(&e));
                         }
                         let text = format!("node {} failed: {}", peer.node, shown(&refusal.error));
-                        return failed(ApiError::upstream("node_failed", text));
+                        return failed(ApiError::upstream(if preempted { "preempted" } else { "node_failed" }, text));
                     }
                     Ok(None) => return self.recover(p, given, asked, "the stream ended").await,
                     Err(e) => return self.recover(p, given, asked, &e.to_string()).await,
@@ -440,6 +443,7 @@ impl Router {
             node: peer.node,
             channel: peer.id,
             price: r.price,
+            tier: ask.offer.offer.tier().unwrap_or_default(),
             digest: file.digest,
             receipt: serde_json::to_value(r).map_err(|e| Refused::Failed(ApiError::internal(&e)))?,
             signature: file.signed.signature.clone(),

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256};
-use sworn_receipts::{Client, ClientOptions, Domain, SignedOffer, recover};
+use sworn_receipts::{Client, ClientOptions, Domain, SignedOffer, Tier, recover};
 
 use crate::error::digits;
 use crate::score::{Conduct, Record};
@@ -91,11 +91,16 @@ impl Peer {
         signer == self.node || self.info.read().unwrap_or_else(PoisonError::into_inner).keys.contains(&signer)
     }
 
-    /// A valid offer for a model.
-    pub(crate) fn offer(&self, model: B256) -> Option<SignedOffer> {
+    /// A valid offer for a model: of this tier, or else the standard one.
+    pub(crate) fn offer(&self, model: B256, tier: Tier) -> Option<SignedOffer> {
+        self.offer_of(model, tier).or_else(|| self.offer_of(model, Tier::Standard))
+    }
+
+    fn offer_of(&self, model: B256, tier: Tier) -> Option<SignedOffer> {
         let until = now() + MARGIN;
         let offers = unpoisoned(&self.offers);
-        offers.iter().find(|o| o.offer.modelId == model && o.offer.validUntil >= until).cloned()
+        let fits = |o: &&SignedOffer| o.offer.modelId == model && o.offer.tier() == Some(tier);
+        offers.iter().filter(fits).find(|o| o.offer.validUntil >= until).cloned()
     }
 
     /// Asks the node for its offers; those that it has not signed are none.
@@ -119,8 +124,15 @@ impl Peer {
 
     /// For the list of models.
     pub(crate) fn shown(&self, model: B256) -> Option<serde_json::Value> {
-        let o = self.offer(model)?.offer;
+        let o = self.offer_of(model, Tier::Standard)?.offer;
+        let price = |tier| {
+            let o = self.offer_of(model, tier)?.offer;
+            let (input, output) = (digits(o.perInputToken), digits(o.perOutputToken));
+            Some(serde_json::json!({ "perInputToken": input, "perOutputToken": output }))
+        };
         Some(serde_json::json!({
+            "spot": price(Tier::Spot),
+            "reserved": price(Tier::Reserved),
             "node": self.node,
             "perInputToken": digits(o.perInputToken),
             "perOutputToken": digits(o.perOutputToken),

@@ -2,6 +2,7 @@
 
 use alloy::primitives::B256;
 use serde_json::{Value, json};
+use sworn_receipts::Tier;
 
 use crate::served::Served;
 use crate::text::Told;
@@ -62,6 +63,7 @@ impl Head {
         let mut body = self.object(object);
         body["choices"] = json!([choice]);
         body["usage"] = ending.usage.shown();
+        body["service_tier"] = service_tier(&ending.served);
         body["sworn"] = self.sworn(&ending.served);
         body
     }
@@ -95,6 +97,7 @@ impl Head {
             body["usage"] = Value::Null;
         }
         if let Delta::Finish(_, served) = delta {
+            body["service_tier"] = service_tier(served);
             body["sworn"] = self.sworn(served);
         }
         body
@@ -164,6 +167,16 @@ fn reason(finish: Finish) -> &'static str {
         Finish::Stop => "stop",
         Finish::Length => "length",
     }
+}
+
+/// What the last part was sold as, in OpenAI's words.
+fn service_tier(served: &[Served]) -> Value {
+    let name = served.last().map(|s| match s.tier {
+        Tier::Standard => "default",
+        Tier::Spot => "flex",
+        Tier::Reserved => "priority",
+    });
+    name.into()
 }
 
 /// Tokens of an answer.

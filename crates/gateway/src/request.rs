@@ -5,6 +5,7 @@ use alloy::primitives::{B256, I256, U256};
 use serde_json::Value;
 use sworn_isa::Sampling;
 use sworn_model::{Message, Model, ModelError};
+use sworn_receipts::Tier;
 
 use crate::error::ApiError;
 use crate::fields::{Fields, out_of_range, unsupported, wrong_type};
@@ -19,8 +20,7 @@ const MOST_LOGPROBS: u64 = 20;
 /// OpenAI's default of `/v1/completions`.
 const COMPLETION_TOKENS: u32 = 16;
 /// Fields that name the caller's own business.
-const NEUTRAL: [&str; 6] =
-    ["user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "service_tier"];
+const NEUTRAL: [&str; 5] = ["user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"];
 
 /// A request of either kind.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,6 +34,7 @@ pub(crate) struct Ask {
     /// Whether the answer comes in pieces, and whether the last says what was used.
     pub(crate) stream: Option<bool>,
     pub(crate) logprobs: Option<u8>,
+    pub(crate) tier: Tier,
 }
 
 /// What is to be continued.
@@ -134,9 +135,10 @@ impl Ask {
             options.ignore(&["include_obfuscation"]);
             options.end()?;
         }
+        let tier = f.take("service_tier").map(|v| tier(&v)).transpose()?.unwrap_or_default();
         f.ignore(&NEUTRAL);
         f.end()?;
-        Ok(Ask { model, input, selection, seed, max_new, stops, stream: stream.then_some(usage), logprobs })
+        Ok(Ask { model, input, selection, seed, max_new, stops, stream: stream.then_some(usage), logprobs, tier })
     }
 
     /// Tokens and parameters for a model. `most` bounds what is generated when the client names no number.
@@ -212,6 +214,17 @@ fn random() -> Result<B256> {
 
 fn whole32(f: &mut Fields, key: &str, least: u64) -> Result<Option<u32>> {
     Ok(f.whole(key, least..=u64::from(u32::MAX))?.map(|n| n as u32))
+}
+
+/// OpenAI's names of tiers: `flex` may be preempted and is cheaper, `priority` has places held for it.
+fn tier(value: &Value) -> Result<Tier> {
+    match value.as_str() {
+        Some("auto" | "default" | "scale") => Ok(Tier::Standard),
+        Some("flex") => Ok(Tier::Spot),
+        Some("priority") => Ok(Tier::Reserved),
+        Some(other) => Err(out_of_range("service_tier", &other, "auto, default, flex or priority")),
+        None => Err(wrong_type("service_tier", "a string", value)),
+    }
 }
 
 /// Any integer of 64 bits; or, beyond OpenAI's, all 32 bytes in hexadecimal.
@@ -338,12 +351,12 @@ mod tests {
             "temperature": 0.5, "top_p": 0.9, "top_k": 40, "min_p": 0.1, "repetition_penalty": 1.1, "seed": -1, "n": 1,
             "max_completion_tokens": 9, "stop": ["a", "b"], "stream": true, "stream_options": { "include_usage": true },
             "logprobs": true, "top_logprobs": 3, "user": "u", "metadata": {}, "presence_penalty": 0, "tools": [],
-            "response_format": { "type": "text" }, "logit_bias": {}, "service_tier": "auto",
+            "response_format": { "type": "text" }, "logit_bias": {}, "service_tier": "flex",
         }))
         .unwrap();
         let turns = [("system", "be brief"), ("user", "hi"), ("assistant", "yes")];
         assert_eq!(ask.input, Input::Chat(turns.map(|(r, c)| Message::new(r, c)).to_vec()));
-        assert_eq!((ask.max_new, ask.stream, ask.logprobs), (Some(9), Some(true), Some(3)));
+        assert_eq!((ask.max_new, ask.stream, ask.logprobs, ask.tier), (Some(9), Some(true), Some(3), Tier::Spot));
         assert_eq!((ask.seed, ask.stops.len()), (Some(B256::repeat_byte(0xff)), 2));
         let want = Selection {
             temperature: Some(0.5),
@@ -367,6 +380,7 @@ mod tests {
             (json!({ "max_tokens": 1.5 }), "max_tokens", "invalid_value"),
             (json!({ "max_tokens": 1, "max_completion_tokens": 2 }), "max_tokens", "unsupported_parameter"),
             (json!({ "n": 2 }), "n", "unsupported_parameter"),
+            (json!({ "service_tier": "first" }), "service_tier", "invalid_value"),
             (json!({ "stop": ["1", "2", "3", "4", "5"] }), "stop", "invalid_value"),
             (json!({ "stop": "" }), "stop", "invalid_value"),
             (json!({ "stop": [1] }), "stop", "invalid_type"),

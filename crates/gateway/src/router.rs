@@ -12,7 +12,7 @@ use alloy::signers::local::PrivateKeySigner;
 use metrics::counter;
 use serde_json::json;
 use sworn_chain::{Store, Table};
-use sworn_receipts::{ClientOptions, Domain, SignedOffer};
+use sworn_receipts::{ClientOptions, Domain, SignedOffer, Tier};
 use tokio::sync::Notify;
 
 use crate::error::{ApiError, PaymentOption, digits};
@@ -183,7 +183,13 @@ impl Router {
     }
 
     /// Who could give this part now, the best first; otherwise why nobody can.
-    fn candidates(&self, model: B256, n_in: u32, max_new: u32, tried: &[B256]) -> Result<Vec<Candidate>, ApiError> {
+    fn candidates(
+        &self,
+        (model, tier): (B256, Tier),
+        n_in: u32,
+        max_new: u32,
+        tried: &[B256],
+    ) -> Result<Vec<Candidate>, ApiError> {
         let mut found = Vec::new();
         let mut why = Refusals::default();
         for peer in self.peers() {
@@ -199,7 +205,7 @@ impl Router {
                 why.resting = Some(why.resting.map_or(rest, |r| r.min(rest)));
                 continue;
             }
-            let Some(offer) = peer.offer(model) else {
+            let Some(offer) = peer.offer(model, tier) else {
                 why.no_offer += 1;
                 continue;
             };
@@ -258,7 +264,7 @@ impl Router {
             if round > 0 {
                 let (n_in, left) = (question.prompt.len() + given.len(), question.max_new - given.len() as u32);
                 // Whoever failed is asked again only if nobody else is there.
-                let again = self.candidates(question.model, n_in as u32, left, &tried);
+                let again = self.candidates((question.model, question.tier), n_in as u32, left, &tried);
                 candidates = match again {
                     Ok(c) => c,
                     Err(e) => {
@@ -372,7 +378,8 @@ impl Refusals {
 impl Upstream for Arc<Router> {
     fn ask(&self, question: Question) -> Later<'_, Result<Answer, ApiError>> {
         Box::pin(async move {
-            let candidates = self.candidates(question.model, question.prompt.len() as u32, question.max_new, &[])?;
+            let candidates =
+                self.candidates((question.model, question.tier), question.prompt.len() as u32, question.max_new, &[])?;
             let (answer, asked) = Answer::pair(AHEAD);
             tokio::spawn(self.clone().relay(question, asked, candidates));
             Ok(answer)
@@ -380,7 +387,7 @@ impl Upstream for Arc<Router> {
     }
 
     fn ready(&self, model: B256) -> Result<(), ApiError> {
-        self.candidates(model, 1, 1, &[]).map(drop)
+        self.candidates((model, Tier::Standard), 1, 1, &[]).map(drop)
     }
 
     fn describe(&self, model: B256) -> serde_json::Value {

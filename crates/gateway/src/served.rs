@@ -2,6 +2,7 @@
 
 use alloy::primitives::{Address, B256, Bytes};
 use serde_json::{Value, json};
+use sworn_receipts::Tier;
 
 use crate::error::digits;
 
@@ -14,6 +15,8 @@ pub struct Served {
     pub channel: B256,
     /// What the part cost.
     pub price: u128,
+    /// As what it was sold.
+    pub tier: Tier,
     /// EIP-712 digest of the receipt: its name.
     pub digest: B256,
     /// The receipt as JSON.
@@ -35,6 +38,7 @@ impl Served {
             "node": self.node,
             "channel": self.channel,
             "price": digits(self.price),
+            "tier": self.tier.name(),
             "receiptDigest": self.digest,
             "receipt": self.receipt,
             "signature": self.signature,

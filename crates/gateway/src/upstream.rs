@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use alloy::primitives::B256;
 use sworn_isa::Sampling;
+use sworn_receipts::Tier;
 use tokio::sync::{mpsc, watch};
 
 use crate::error::ApiError;
@@ -27,6 +28,8 @@ pub struct Question {
     pub seed: B256,
     /// Tokens that end an answer.
     pub stop: Arc<[u32]>,
+    /// As what to buy it, from nodes that sell that; as a standard request from others.
+    pub tier: Tier,
     /// How many likely tokens to tell the probability of beside the chosen one's; none: no probabilities.
     pub logprobs: Option<u8>,
 }

@@ -89,6 +89,38 @@ async fn a_false_receipt_is_kept_and_its_node_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tiers_are_bought_as_they_are_sold() {
+    let w = World::new();
+    let node = w.node((2, 4), PLENTY, Duration::ZERO).await;
+    let g = w.gateway(&[&node], "state").await;
+    let n_in = w.model.encode_text(PROMPT).unwrap().len() as u128;
+    for (asked, told, name, price) in [
+        ("auto", "default", "standard", 2 * n_in + 32),
+        ("flex", "flex", "spot", n_in + 16),
+        ("priority", "priority", "reserved", 4 * n_in + 64),
+    ] {
+        let body = json!({ "model": "small", "prompt": PROMPT, "max_tokens": 8, "service_tier": asked });
+        let (status, body) = g.post("/v1/completions", &body).await;
+        assert_eq!((status, &body["service_tier"]), (200, &json!(told)), "{body}");
+        assert_eq!(body["sworn"]["price"], price.to_string());
+        assert_eq!(body["sworn"]["receipts"][0]["tier"], name);
+    }
+    let (_, models) = g.get("/v1/models").await;
+    let offer = &models["data"][0]["sworn"]["offers"][0];
+    assert_eq!((&offer["spot"]["perOutputToken"], &offer["perOutputToken"]), (&json!("2"), &json!("4")));
+
+    // What is preempted costs nothing, and the answer goes on elsewhere.
+    let (node, other) = (w.cheap().await, w.node((20, 40), PLENTY, Duration::ZERO).await);
+    let g = w.gateway(&[&node, &other], "other").await;
+    node.fail(Failing::Preempt(3));
+    let body = json!({ "model": "small", "prompt": PROMPT, "max_tokens": 8, "service_tier": "flex" });
+    let (status, body) = g.post("/v1/completions", &body).await;
+    assert_eq!((status, &body["choices"][0]["text"]), (200, &json!(w.text(&w.honest(PROMPT, 8)))), "{body}");
+    assert_eq!(body["sworn"]["node"], json!(other.key.address()));
+    assert_eq!((node.total(), g.router.standing(node.channel)), ((0, 0), (0, 0, 0)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stale_offer_is_renewed() {
     let w = World::new();
     let cheap = w.cheap().await;

@@ -45,6 +45,12 @@ pub struct ChannelTerms {
     pub surge_max_bps: u16,
     /// How long an offer is good.
     pub offer_life: Duration,
+    /// What a spot request costs less, in 1/10 000; 0: none are offered.
+    pub spot_discount_bps: u16,
+    /// What a reserved place costs more, in 1/10 000.
+    pub reserved_premium_bps: u16,
+    /// Places of `streams` that are for reserved requests alone; 0: none are offered.
+    pub reserved: usize,
     /// Answers at a time.
     pub streams: usize,
     /// Answers at a time in one channel.
@@ -59,6 +65,9 @@ impl ChannelTerms {
             redeem_at: 1_000_000_000_000_000_000,
             surge_max_bps: 0,
             offer_life: Duration::from_secs(120),
+            spot_discount_bps: 0,
+            reserved_premium_bps: 0,
+            reserved: 0,
             streams: 16,
             per_channel: 8,
         }

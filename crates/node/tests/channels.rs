@@ -24,8 +24,8 @@ use sworn_node::{
     Registration,
 };
 use sworn_receipts::{
-    Answered, Ask, Client, ClientOptions, Code, Domain, Error, Event, Finish, Receipt, SignedReceipt, check_answer,
-    follows, sign_sync,
+    Answered, Ask, Client, ClientOptions, Code, Domain, Error, Event, Finish, Receipt, SignedReceipt, Tier,
+    check_answer, follows, sign_sync,
 };
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -113,6 +113,19 @@ impl World {
     }
 
     async fn node_with(&self, data: PathBuf, redeem_at: u128, conduct: Arc<dyn Conduct>) -> Running {
+        self.node_of(data, conduct, |config| {
+            let terms = config.channels.map(|t| ChannelTerms { redeem_at, ..t });
+            NodeConfig { channels: terms, ..config }
+        })
+        .await
+    }
+
+    async fn node_of(
+        &self,
+        data: PathBuf,
+        conduct: Arc<dyn Conduct>,
+        change: impl FnOnce(NodeConfig) -> NodeConfig,
+    ) -> Running {
         let chain = self.net.chain().await;
         let path = data.join("journal.redb");
         let store = loop {
@@ -128,7 +141,7 @@ impl World {
             let events = events.clone();
             move |e: &NodeEvent| events.lock().unwrap().push(e.clone())
         });
-        let config = NodeConfig { data, ..self.config(redeem_at) };
+        let config = NodeConfig { data, ..change(self.config(u128::MAX)) };
         let node = Node::start(config, sender, store, self.prover(), conduct, sink).await.unwrap();
         let url = format!("http://{}", node.address().unwrap());
         let (stop, stopped) = oneshot::channel();
@@ -512,6 +525,68 @@ async fn e2e_what_a_node_refuses() {
         assert_eq!(reqwest::get(format!("{url}/{path}")).await.unwrap().status().as_u16(), 400, "{path}");
     }
     assert!(node.client.receipts(channel, 50, 60).await.unwrap().receipts.is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e2e_spot_requests_give_way_and_reserved_places_are_held() {
+    let w = World::new().await;
+    let terms = |terms: ChannelTerms| ChannelTerms {
+        spot_discount_bps: 5_000,
+        reserved_premium_bps: 10_000,
+        reserved: 1,
+        streams: 2,
+        ..terms
+    };
+    let node = w.node_of(w.data(), Arc::new(Honest), |c| NodeConfig { channels: c.channels.map(terms), ..c }).await;
+    let channel = w.open(1).await;
+    let offers = node.client.offers().await.unwrap();
+    let prices: Vec<_> = offers.iter().map(|o| (o.offer.tier(), o.offer.perOutputToken)).collect();
+    let unit = UNIT / 100;
+    let tiers = [(Tier::Standard, unit), (Tier::Spot, unit / 2), (Tier::Reserved, 2 * unit)];
+    assert_eq!(prices, tiers.map(|(t, p)| (Some(t), p)));
+    let ask = async |request: u64, tier: usize, max_new: u32| {
+        let ask = w.request(&node, channel, request, max_new, CHANNEL).await;
+        w.sign(channel, Ask { offer: offers[tier].clone(), ..ask }, &w.hot)
+    };
+
+    // The only place that is not held goes to a spot request, and then to whoever pays more.
+    let mut spot = node.client.ask(channel, &ask(1, 1, 300).await).await.unwrap();
+    assert!(matches!(spot.next().await.unwrap(), Some(Event::Token { .. })));
+    assert_eq!(
+        node.refused(channel, &ask(2, 1, 5).await).await.code,
+        Code::Busy,
+        "spot requests do not displace each other"
+    );
+    let mut standard = node.client.ask(channel, &ask(3, 0, 100).await).await.unwrap();
+    let refusal = loop {
+        match spot.next().await.unwrap() {
+            Some(Event::Token { .. }) => {}
+            Some(Event::Error(refusal)) => break refusal,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refusal.code, Code::Preempted);
+    assert!(matches!(standard.next().await.unwrap(), Some(Event::Token { .. })));
+    assert_eq!(node.refused(channel, &ask(4, 0, 5).await).await.code, Code::Busy);
+
+    // The held one is free for a request that pays for it, and only for one.
+    let reserved = ask(5, 2, 5).await;
+    let (held, other) = (node.answer(channel, &reserved).await, ask(6, 2, 5).await);
+    w.checked(channel, &reserved, &held);
+    assert_eq!(held.1.receipt.price, reserved.maximum().unwrap());
+    drop(standard);
+    node.answer(channel, &other).await;
+    // Nothing is owed for what gave way; whoever left pays for what it had.
+    let state = eventually("the channel to rest", async || {
+        Some(node.client.channel(channel).await.unwrap()).filter(|s| s.in_flight.is_empty())
+    });
+    let state = state.await;
+    assert_eq!(state.sequence, 3);
+    let receipts = node.client.receipts(channel, 1, 9).await.unwrap().receipts;
+    assert!(receipts.iter().all(|a| a.signed.receipt.request != 1));
+    assert_eq!(state.cumulative, receipts.iter().map(|a| a.signed.receipt.price).sum::<u128>());
+    assert!(!node.events.lock().unwrap().iter().any(|e| matches!(e, NodeEvent::Failed { .. })));
     node.stop().await;
 }
 

@@ -25,7 +25,7 @@ pub use client::{Answer, Client, ClientOptions};
 pub use error::{Error, Result};
 pub use signing::{recover, sign, sign_sync};
 pub use sse::{SseEvent, SseReader};
-pub use typed::{Domain, Offer, Receipt, Voucher};
+pub use typed::{Domain, Offer, Receipt, Tier, Voucher};
 pub use wire::{
     Answered, Ask, ChannelState, Code, End, Event, Finish, InFlight, Logprobs, ReceiptPage, Refusal, SignedOffer,
     SignedReceipt, SignedVoucher, TopToken,

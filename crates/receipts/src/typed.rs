@@ -78,8 +78,11 @@ mod sol {
             uint128 perOutputToken;
             /// Prompt and output together, at most.
             uint32 maxTokens;
-            /// What is added to the posted prices now, in 1/10 000.
+            /// What is added to the node's prices now, in 1/10 000.
             uint16 surgeBps;
+            /// What is sold: 0 standard, 1 spot, 2 reserved (`Tier`).
+            #[serde(default)]
+            uint8 tier;
             /// Good up to this second.
             uint64 validUntil;
         }
@@ -87,6 +90,35 @@ mod sol {
 }
 
 pub use sol::{Offer, Receipt, Voucher};
+
+/// What an offer is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// A place while there is one.
+    #[default]
+    Standard,
+    /// For less, and gives way: a request that is preempted ends without a receipt and costs nothing.
+    Spot,
+    /// For more, in places that nobody else gets.
+    Reserved,
+}
+
+impl Tier {
+    /// Its name in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Tier::Standard => "standard",
+            Tier::Spot => "spot",
+            Tier::Reserved => "reserved",
+        }
+    }
+
+    /// As an offer has it.
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
 
 /// Which contract on which chain a promise is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -121,6 +153,19 @@ impl Offer {
         let input = self.perInputToken.checked_mul(n_in.into())?;
         let output = self.perOutputToken.checked_mul(n_out.into())?;
         input.checked_add(output)
+    }
+
+    /// What it is for; `None` for a tier that this version does not know.
+    pub fn tier(&self) -> Option<Tier> {
+        [Tier::Standard, Tier::Spot, Tier::Reserved].into_iter().find(|t| t.number() == self.tier)
+    }
+
+    /// A price less a discount of at most all of it, rounded up.
+    pub fn discounted(price: u128, bps: u16) -> u128 {
+        let (whole, rest) = (price / 10_000, price % 10_000);
+        let left = u128::from(10_000 - bps.min(10_000));
+        // No more than the price itself.
+        whole * left + (rest * left).div_ceil(10_000)
     }
 
     /// Posted prices with the surge on top, rounded up; `None` if they do not fit 128 bits.
@@ -257,6 +302,19 @@ mod tests {
             let exact = (U256::from(price) * (scale + U256::from(bps))).div_ceil(scale);
             prop_assert_eq!(Offer::surged(price, bps), u128::try_from(exact).ok());
         }
+    }
+
+    #[test]
+    fn discounts_and_tiers() {
+        let cases = [(10, 0, 10), (10, 5_000, 5), (9, 5_000, 5), (1, 9_999, 1), (7, 10_000, 0), (7, u16::MAX, 0)];
+        for (price, bps, left) in cases {
+            assert_eq!(Offer::discounted(price, bps), left, "{price} less {bps}");
+        }
+        assert_eq!(Offer::discounted(u128::MAX, 0), u128::MAX);
+        for tier in [Tier::Standard, Tier::Spot, Tier::Reserved] {
+            assert_eq!(Offer { tier: tier.number(), ..Offer::default() }.tier(), Some(tier));
+        }
+        assert_eq!(Offer { tier: 3, ..Offer::default() }.tier(), None);
     }
 
     #[test]

@@ -311,6 +311,8 @@ pub enum Code {
     Busy,
     /// The node cannot answer now.
     Unavailable,
+    /// A spot request gave way to another; nothing is owed.
+    Preempted,
     /// The node failed.
     Failed,
     /// A reason that this version does not know.
@@ -328,7 +330,7 @@ impl Code {
             Code::ChannelClosed | Code::RequestUsed | Code::OfferExpired => 409,
             Code::Busy => 429,
             Code::Failed | Code::Unknown => 500,
-            Code::Unavailable => 503,
+            Code::Unavailable | Code::Preempted => 503,
         }
     }
 }

@@ -229,6 +229,15 @@ fn channel_terms(
     terms.redeem_at = link.currency.parse(&receipts.redeem_at)?;
     terms.surge_max_bps = receipts.surge_max.saturating_mul(100);
     terms.streams = receipts.streams.into();
+    if receipts.reserved >= receipts.streams {
+        return Err(Fault::usage(format!(
+            "--reserved {} leaves none of the {} places of --streams to others: hold fewer, or have more",
+            receipts.reserved, receipts.streams
+        )));
+    }
+    terms.reserved = receipts.reserved.into();
+    terms.reserved_premium_bps = receipts.reserved_premium.saturating_mul(100);
+    terms.spot_discount_bps = receipts.spot_discount.saturating_mul(100);
     Ok(Some(terms))
 }
 

@@ -21,7 +21,7 @@ use sworn_engine::{Backend, Request, generate_until};
 use sworn_gateway::{ChannelInfo, Record};
 use sworn_receipts::{
     Answered, Ask, ChannelState, Code, Domain, End, Event, Finish, InFlight, Offer, Receipt, Refusal, SignedOffer,
-    SignedReceipt, SignedVoucher, Voucher, recover, sign_sync,
+    SignedReceipt, SignedVoucher, Tier, Voucher, recover, sign_sync,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -49,6 +49,8 @@ pub enum Failing {
     OtherKey,
     /// It refuses its own offer once.
     StaleOffer,
+    /// Another request takes its place after so many tokens.
+    Preempt(usize),
     /// It says that the channel owes nearly all it holds, by a receipt of its own and a voucher by the key that is given, if one is.
     Claim(Option<PrivateKeySigner>),
 }
@@ -142,12 +144,19 @@ impl TestNode {
         self.books.lock().unwrap()
     }
 
-    fn offer(&self) -> SignedOffer {
+    /// Spot costs half, reserved twice as much.
+    fn offer(&self, tier: Tier) -> SignedOffer {
+        let times = |price: u128| match tier {
+            Tier::Standard => price,
+            Tier::Spot => price / 2,
+            Tier::Reserved => price * 2,
+        };
         let offer = Offer {
             node: self.key.address(),
             modelId: self.backend.model().id().into(),
-            perInputToken: self.prices.0,
-            perOutputToken: self.prices.1,
+            perInputToken: times(self.prices.0),
+            perOutputToken: times(self.prices.1),
+            tier: tier.number(),
             maxTokens: self.backend.model().manifest().max_positions,
             surgeBps: 0,
             validUntil: SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 60,
@@ -230,7 +239,7 @@ async fn offers(State(node): State<Arc<TestNode>>) -> Response {
     if node.books().dead {
         return refuse(Refusal::new(Code::Failed, "gone"));
     }
-    Json(vec![node.offer()]).into_response()
+    Json([Tier::Standard, Tier::Spot, Tier::Reserved].map(|t| node.offer(t))).into_response()
 }
 
 async fn state(State(node): State<Arc<TestNode>>) -> Json<ChannelState> {
@@ -324,7 +333,9 @@ impl TestNode {
         let stop = &self.backend.model().manifest().stop_tokens;
         let request = Request { prompt: &ask.prompt, max_new: ask.max_new, stop, run, cancel: None };
         let most = match how {
-            Some(Failing::Cut(n) | Failing::Die(n) | Failing::Fail(n) | Failing::EndEarly(n)) => n,
+            Some(Failing::Cut(n) | Failing::Die(n) | Failing::Fail(n) | Failing::EndEarly(n) | Failing::Preempt(n)) => {
+                n
+            }
             _ => usize::MAX,
         };
         let (mut output, mut told) = (Vec::new(), false);
@@ -343,9 +354,10 @@ impl TestNode {
             ControlFlow::Continue(())
         });
         match how {
-            Some(Failing::Fail(_)) => {
+            Some(Failing::Fail(_) | Failing::Preempt(_)) => {
+                let code = if matches!(how, Some(Failing::Preempt(_))) { Code::Preempted } else { Code::Failed };
                 self.books().in_flight.remove(&ask.request);
-                send(Event::Error(Refusal::new(Code::Failed, "a device failed")));
+                send(Event::Error(Refusal::new(code, "it cannot go on")));
                 return;
             }
             Some(Failing::Die(_)) => {

@@ -14,6 +14,8 @@ use tokio::sync::watch;
 pub(crate) struct Live {
     /// What is asked.
     pub(crate) order: B256,
+    /// Whether it gives way to others.
+    spot: bool,
     /// Stops the execution without an answer.
     pub(crate) cancel: Arc<AtomicBool>,
     state: Mutex<State>,
@@ -30,22 +32,23 @@ struct State {
     /// Tokens that some reader has taken.
     sent: u32,
     readers: usize,
+    preempted: bool,
     last: Option<Event>,
 }
 
 impl Live {
     /// Nothing so far.
-    pub(crate) fn new(order: B256) -> Arc<Self> {
-        Self::from(order, Vec::new())
+    pub(crate) fn new(order: B256, spot: bool) -> Arc<Self> {
+        Self::from(order, spot, Vec::new())
     }
 
     /// With the tokens that are there already.
-    pub(crate) fn from(order: B256, tokens: Vec<u32>) -> Arc<Self> {
+    pub(crate) fn from(order: B256, spot: bool, tokens: Vec<u32>) -> Arc<Self> {
         let sent = tokens.len() as u32;
         let rows = vec![None; tokens.len()];
-        let state = State { tokens, rows, wanted: u32::MAX, sent, readers: 0, last: None };
+        let state = State { tokens, rows, wanted: u32::MAX, sent, readers: 0, preempted: false, last: None };
         let (cancel, news) = (Arc::default(), watch::Sender::new(0));
-        Arc::new(Live { order, cancel, state: Mutex::new(state), news })
+        Arc::new(Live { order, spot, cancel, state: Mutex::new(state), news })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -62,7 +65,7 @@ impl Live {
             let mut state = self.state();
             state.tokens.push(token);
             state.rows.push(row.cloned());
-            state.tokens.len() as u32 >= state.wanted
+            state.preempted || state.tokens.len() as u32 >= state.wanted
         };
         self.tell();
         if enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -86,6 +89,23 @@ impl Live {
             0 => self.cancel.store(true, Ordering::Relaxed),
             sent => state.wanted = state.wanted.min(sent),
         }
+    }
+
+    /// How much would be lost if it gave way, in tokens; `None` if it need not, or is about to.
+    pub(crate) fn stake(&self) -> Option<usize> {
+        let state = self.state();
+        (self.spot && !state.preempted && state.last.is_none()).then_some(state.tokens.len())
+    }
+
+    /// It gives way: its execution stops, and nothing is owed.
+    pub(crate) fn preempt(&self) {
+        self.state().preempted = true;
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it gave way.
+    pub(crate) fn is_preempted(&self) -> bool {
+        self.state().preempted
     }
 
     /// Output tokens that are wanted.
@@ -192,7 +212,7 @@ mod tests {
 
     #[tokio::test]
     async fn readers_see_all_of_it_whenever_they_come() {
-        let live = Live::new(B256::ZERO);
+        let live = Live::new(B256::ZERO, false);
         let mut early = live.read();
         let reading = tokio::spawn(async move {
             let mut seen = Vec::new();
@@ -220,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_leaves_ends_it_where_they_were() {
-        let live = Live::new(B256::ZERO);
+        let live = Live::new(B256::ZERO, false);
         let (mut a, b) = (live.read(), live.read());
         let _ = (live.push(1, None), live.push(2, None), live.push(3, None));
         a.next().await;
@@ -232,14 +252,14 @@ mod tests {
         assert!(live.push(4, None).is_break());
         assert!(!live.cancel.load(Ordering::Relaxed));
 
-        let unread = Live::new(B256::ZERO);
+        let unread = Live::new(B256::ZERO, false);
         drop(unread.read());
         assert!(unread.cancel.load(Ordering::Relaxed));
     }
 
     #[tokio::test]
     async fn enough_is_enough() {
-        let live = Live::new(B256::ZERO);
+        let live = Live::new(B256::ZERO, false);
         let mut reader = live.read();
         let _ = (live.push(1, None), live.push(2, None), live.push(3, None));
         live.end(2);

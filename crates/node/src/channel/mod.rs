@@ -52,8 +52,11 @@ pub(crate) struct Channels {
     samples: Mutex<HashMap<B256, bool>>,
     /// Receipts of a channel that are known to be claimed, if that is all of them.
     claimed: Mutex<HashMap<B256, u64>>,
-    /// Answers at a time.
+    /// Answers at a time, those in reserved places excepted.
     places: Arc<Semaphore>,
+    /// Reserved places, and how many there are in all.
+    reserved: Arc<Semaphore>,
+    held: usize,
     /// Whether something was earned since the last plan.
     earned: AtomicBool,
 }
@@ -88,7 +91,10 @@ impl Channels {
     pub(crate) fn new(terms: ChannelTerms, chain: Chain, node: Address, store: Store, prices: Arc<Prices>) -> Self {
         let deployment = chain.deployment();
         let domain = Domain { chain_id: deployment.chain_id, channels: deployment.channels };
-        let places = Arc::new(Semaphore::new(terms.streams.max(1)));
+        // Somebody must get in without a reservation.
+        let streams = terms.streams.max(1);
+        let held = terms.reserved.min(streams - 1);
+        let (places, reserved) = (Arc::new(Semaphore::new(streams - held)), Arc::new(Semaphore::new(held)));
         let (accounts, lives, views, samples, claimed) = Default::default();
         let ledger = Ledger::new(store);
         Channels {
@@ -104,6 +110,8 @@ impl Channels {
             samples,
             claimed,
             places,
+            reserved,
+            held,
             earned: AtomicBool::new(false),
         }
     }
@@ -181,7 +189,7 @@ impl Channels {
 
     /// Answers under way.
     pub(crate) fn answering(&self) -> usize {
-        self.terms.streams.max(1) - self.places.available_permits()
+        self.terms.streams.max(1) - self.places.available_permits() - self.reserved.available_permits()
     }
 
     /// Ends every answer under way with what its client has.

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use alloy::primitives::B256;
-use sworn_receipts::{Code, Offer, Refusal, SignedOffer, recover, sign_sync};
+use sworn_receipts::{Code, Offer, Refusal, SignedOffer, Tier, recover, sign_sync};
 
 use super::{Channels, unavailable};
 
@@ -28,25 +28,41 @@ impl Channels {
         let mut offers = Vec::new();
         for model in models {
             let Some(price) = self.prices.of(model).await.map_err(unavailable)? else { continue };
-            // A price that does not fit cannot be paid either.
-            let (Some(input), Some(output)) =
-                (Offer::surged(price.per_input_token, surge), Offer::surged(price.per_output_token, surge))
-            else {
-                continue;
-            };
-            let offer = Offer {
-                node: self.node,
-                modelId: model,
-                perInputToken: input,
-                perOutputToken: output,
-                maxTokens: price.max_tokens,
-                surgeBps: surge,
-                validUntil: valid_until,
-            };
-            let signature = sign_sync(&self.terms.signer, &self.domain, &offer).map_err(unavailable)?;
-            offers.push(SignedOffer { offer, signature: signature.into() });
+            for (tier, surge) in self.tiers(surge) {
+                let of = |amount| {
+                    let surged = Offer::surged(amount, surge)?;
+                    Some(if tier == Tier::Spot {
+                        Offer::discounted(surged, self.terms.spot_discount_bps)
+                    } else {
+                        surged
+                    })
+                };
+                // A price that does not fit cannot be paid either.
+                let (Some(input), Some(output)) = (of(price.per_input_token), of(price.per_output_token)) else {
+                    continue;
+                };
+                let offer = Offer {
+                    node: self.node,
+                    modelId: model,
+                    perInputToken: input,
+                    perOutputToken: output,
+                    maxTokens: price.max_tokens,
+                    surgeBps: surge,
+                    tier: tier.number(),
+                    validUntil: valid_until,
+                };
+                let signature = sign_sync(&self.terms.signer, &self.domain, &offer).map_err(unavailable)?;
+                offers.push(SignedOffer { offer, signature: signature.into() });
+            }
         }
         Ok(offers)
+    }
+
+    /// What is offered, the standard tier first, and what each costs more now: a reserved place is held, however busy the others are.
+    fn tiers(&self, surge: u16) -> impl Iterator<Item = (Tier, u16)> {
+        let spot = (self.terms.spot_discount_bps > 0).then_some((Tier::Spot, surge));
+        let reserved = (self.held > 0).then_some((Tier::Reserved, self.terms.reserved_premium_bps));
+        [Some((Tier::Standard, surge)), spot, reserved].into_iter().flatten()
     }
 
     /// Checks that an offer is this node's, for this model, and still good.
@@ -62,6 +78,9 @@ impl Channels {
         }
         if offer.modelId != model {
             return Err(Refusal::new(Code::WrongOffer, "the offer is for another model"));
+        }
+        if offer.tier().is_none() {
+            return Err(Refusal::new(Code::WrongOffer, "the offer is of a tier that this node does not know"));
         }
         if offer.validUntil < now() {
             return Err(Refusal::new(Code::OfferExpired, "the offer is over: take a new one from /v1/offers"));

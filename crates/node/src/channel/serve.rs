@@ -10,7 +10,8 @@ use sworn_commit::sequence;
 use sworn_isa::logprob::MOST;
 use sworn_receipts::wire::{self, ChannelState, InFlight, ReceiptPage};
 use sworn_receipts::{
-    Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, SignedVoucher, Voucher, recover, sign_sync,
+    Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, SignedVoucher, Tier, Voucher, recover,
+    sign_sync,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -21,6 +22,8 @@ use crate::measure;
 use crate::work::{Shared, blocking, unpoisoned};
 use crate::{Error, Execution, NodeEvent, Result};
 
+/// How long a request that gives way may take to be gone: its execution stops between two steps of the model.
+const GIVING_WAY: Duration = Duration::from_secs(5);
 /// How often it is written down what a client has.
 const PROGRESS: Duration = Duration::from_secs(1);
 /// Bytes of receipts and tokens in one page, about: a token is at most 11 characters.
@@ -76,9 +79,7 @@ impl Shared {
         if unpoisoned(&account).book.needed(maximum) > view.deposit {
             view = channels.view_again(channel).await?;
         }
-        let Ok(place) = channels.places.clone().try_acquire_owned() else {
-            return refuse(Code::Busy, "this node answers as many requests as it can: try again or take another");
-        };
+        let place = channels.place(ask.offer.offer.tier().unwrap_or_default()).await?;
         let open = OpenRecord {
             channel,
             request: ask.request,
@@ -96,7 +97,34 @@ impl Shared {
         let begun = blocking(move || Ok(shared.begin(&account, &view, open, voucher, signature, place))).await;
         begun.map_err(unavailable)?
     }
+}
 
+impl Channels {
+    /// A place for a request of this tier: a reserved one in a place that is held for it, a standard one in the place of a spot request if
+    /// need be.
+    async fn place(&self, tier: Tier) -> Result<OwnedSemaphorePermit, Refusal> {
+        let busy =
+            || Refusal::new(Code::Busy, "this node answers as many requests as it can: try again or take another");
+        let held = || self.reserved.clone().try_acquire_owned().ok().filter(|_| tier == Tier::Reserved);
+        if let Some(place) = held().or_else(|| self.places.clone().try_acquire_owned().ok()) {
+            return Ok(place);
+        }
+        if tier == Tier::Spot {
+            return Err(busy());
+        }
+        let least = {
+            let lives = unpoisoned(&self.lives);
+            lives.values().filter_map(|l| Some((l.stake()?, l.clone()))).min_by_key(|(tokens, _)| *tokens)
+        };
+        let Some((tokens, live)) = least else { return Err(busy()) };
+        live.preempt();
+        tracing::info!(tokens, "a spot request gives way");
+        let place = tokio::time::timeout(GIVING_WAY, self.places.clone().acquire_owned()).await;
+        place.ok().and_then(Result::ok).ok_or_else(busy)
+    }
+}
+
+impl Shared {
     /// What can be seen to be wrong without the chain.
     fn check_sizes(&self, ask: &Ask) -> Result<(), Refusal> {
         let Some(manifest) = self.prover.manifest(ask.model) else {
@@ -171,7 +199,7 @@ impl Shared {
                 (account.voucher, account.signature) = before;
                 return Err(unavailable(error));
             }
-            let live = Live::new(open.order);
+            let live = Live::new(open.order, open.offer.tier() == Some(Tier::Spot));
             unpoisoned(&channels.lives).insert((channel, request), live.clone());
             live
         };
@@ -197,7 +225,13 @@ impl Shared {
                     if let Err(error) = channels.abandon(&open) {
                         tracing::warn!(%error, "journal");
                     }
-                    live.fail(Refusal::new(Code::Failed, "the node could not answer; nothing is owed"));
+                    live.fail(match live.is_preempted() {
+                        true => Refusal::new(
+                            Code::Preempted,
+                            "a request at the full price took this one's place; nothing is owed",
+                        ),
+                        false => Refusal::new(Code::Failed, "the node could not answer; nothing is owed"),
+                    });
                 }
             }
             unpoisoned(&channels.lives).remove(&key);
@@ -218,7 +252,8 @@ impl Shared {
                 .or_insert_with(|| Arc::new(std::sync::Mutex::new(Account::of(record))))
                 .clone();
             unpoisoned(&account).book.resume(open.request, open.maximum);
-            let live = Live::from(open.order, open.tokens.clone());
+            // What a client has of it is signed for, so that it gives way no more.
+            let live = Live::from(open.order, false, open.tokens.clone());
             unpoisoned(&channels.lives).insert((open.channel, open.request), live.clone());
             self.start(open, live, None);
         }
@@ -253,6 +288,9 @@ impl Shared {
             // A receipt says nothing of log-probabilities.
             Execution { tokens: open.tokens.clone(), trace, log_probs: Vec::new() }
         };
+        if live.is_preempted() {
+            return Err(Error::Prover("a spot request gave way".into()));
+        }
         done.cut(open.prompt.len(), live.wanted() as usize);
         let receipt = self.sign(channels, &open, &done)?;
         // Kept for whoever wants to check it; it can be computed again.
@@ -338,7 +376,7 @@ impl Channels {
             return Err(used());
         }
         let Answered { signed, finish, output, .. } = record.answered;
-        let live = Live::from(order, output);
+        let live = Live::from(order, false, output);
         live.finish(Event::Receipt { signed, finish });
         Ok(Some(live.read()))
     }
