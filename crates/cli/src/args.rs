@@ -699,6 +699,21 @@ pub(crate) enum Dispute {
     },
     /// Bring a false receipt to trial, prove it wrong and collect: costs the node its stake
     Lodge(Lodge),
+    /// Show two receipts that a node signed for one request: costs the node its stake at once
+    Equivocation(Equivocation),
+}
+
+/// Show two receipts that a node signed for one request.
+///
+/// Nothing is re-executed: the signatures alone convict the node, at once, and the reward is yours.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct Equivocation {
+    /// A receipt that `sworn gateway` kept
+    #[arg(value_name = "FIRST")]
+    pub(crate) first: PathBuf,
+    /// Another one for the same request
+    #[arg(value_name = "SECOND")]
+    pub(crate) second: PathBuf,
 }
 
 /// Bring a false receipt to trial, prove it wrong and collect: costs the node its stake.

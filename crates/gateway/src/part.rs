@@ -404,7 +404,7 @@ impl Router {
     fn covered<'r>(&self, peer: &crate::peer::Peer, refusal: &'r Refusal) -> Option<(&'r Receipt, u128)> {
         let SignedReceipt { receipt, signature } = refusal.last_receipt.as_ref()?;
         let by_node = sworn_receipts::recover(&self.domain, receipt, signature).is_ok_and(|s| peer.is_node(s));
-        let SignedVoucher { voucher, signature } = refusal.covered_by.as_ref()?;
+        let SignedVoucher { voucher, signature } = refusal.covered_by.as_deref()?;
         let by_us = sworn_receipts::recover(&self.domain, voucher, signature).is_ok_and(|s| s == self.key.address());
         let here = receipt.channelId == peer.id && voucher.channelId == peer.id;
         (by_node && by_us && here).then_some((receipt, voucher.cumulative.min(peer.deposit())))

@@ -23,7 +23,6 @@ use crate::http;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
 use crate::measure;
 use crate::plan::{Action, DemandView, JobView, Step, View, decide};
-use crate::prices::Prices;
 use crate::work::Shared;
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
 
@@ -85,11 +84,7 @@ impl Node {
         let cursor = Cursor::open(sender.chain().clone(), store, "node", CursorOptions::default())?;
         let jobs = journal.jobs()?.into_iter().filter(|r| !r.closed).map(|r| (r.job.id, r)).collect();
         let demands = journal.demands()?.into_iter().map(|d| (d.opening, d)).collect();
-        let (chain, account) = (sender.chain().clone(), sender.account());
-        let prices = Arc::new(Prices::new(chain.clone(), account, &config.data));
-        let terms = config.channels.clone();
-        let channels = terms.map(|t| Channels::new(t, chain, account, journal.store().clone(), prices.clone()));
-        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, prices, channels, sink));
+        let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, sink));
         shared.resume_requests()?;
         Ok(Node {
             shared,

@@ -100,10 +100,12 @@ impl Shared {
         prover: Arc<dyn Prover>,
         conduct: Arc<dyn Conduct>,
         journal: Journal,
-        prices: Arc<Prices>,
-        channels: Option<Channels>,
         sink: EventSink,
     ) -> Self {
+        let (chain, account) = (sender.chain().clone(), sender.account());
+        let prices = Arc::new(Prices::new(chain.clone(), account, &config.data));
+        let terms = config.channels.clone();
+        let channels = terms.map(|t| Channels::new(t, chain, account, journal.store().clone(), prices.clone()));
         let executions = Semaphore::new(config.workers.max(1));
         let (answers, visits) = (Arc::new(Semaphore::new(ANSWERS)), Arc::new(Semaphore::new(1)));
         let (cancels, rows) = Default::default();

@@ -358,7 +358,7 @@ pub struct Refusal {
     pub last_receipt: Option<SignedReceipt>,
     /// The voucher that covers it: the user's own word that so much may be owed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub covered_by: Option<SignedVoucher>,
+    pub covered_by: Option<Box<SignedVoucher>>,
 }
 
 fn unknown() -> Code {

@@ -128,6 +128,15 @@ pub fn sworn() -> Result<PathBuf> {
     found.ok_or_else(|| DevnetError::other("the program `sworn` is not built: run `cargo build --workspace --bins`"))
 }
 
+/// The JSON that a program prints.
+fn printed(command: &mut Command) -> Result<Value> {
+    let output = command.output().map_err(DevnetError::other)?;
+    if !output.status.success() {
+        return Err(DevnetError::other(String::from_utf8_lossy(&output.stderr)));
+    }
+    serde_json::from_slice(&output.stdout).map_err(DevnetError::other)
+}
+
 impl Stage {
     /// With a synthetic model.
     ///
@@ -254,11 +263,20 @@ impl Stage {
         command.args(verb).args(["--json", "--rpc", &self.net.rpc]);
         command.arg("--deployment").arg(self.net.deployment_file()).arg("--home").arg(self.net.dir.path().join("home"));
         command.arg("--model").arg(self.model.path()).args(arguments);
-        let output = command.output().map_err(DevnetError::other)?;
-        if !output.status.success() {
-            return Err(DevnetError::other(String::from_utf8_lossy(&output.stderr)));
-        }
-        serde_json::from_slice(&output.stdout).map_err(DevnetError::other)
+        printed(&mut command)
+    }
+
+    /// What a verb of `sworn` prints as JSON when somebody's key signs.
+    ///
+    /// # Errors
+    /// It fails, or prints something else.
+    pub fn does(&self, who: &Actor, verb: &[&str]) -> Result<Value> {
+        let (key, password) = who.keystore()?;
+        let mut command = Command::new(sworn()?);
+        command.args(verb).args(["--json", "--rpc", &self.net.rpc]);
+        command.arg("--deployment").arg(self.net.deployment_file()).arg("--home").arg(self.net.dir.path().join("home"));
+        command.arg("--key").arg(key).arg("--password-file").arg(password);
+        printed(&mut command)
     }
 
     fn common(&self, command: &mut Command, actor: &Actor) -> Result<()> {

@@ -379,7 +379,7 @@ impl Month {
         for user in self.users.clone() {
             let answer = self.rng.random_range(0..WHOLE);
             let node = self.rng.random_range(0..2 * self.serving());
-            let named = (node < self.serving()).then(|| self.nodes[node].address()).unwrap_or_default();
+            let named = if node < self.serving() { self.nodes[node].address() } else { Address::ZERO };
             let create = IMarket::createJobCall {
                 modelId: self.model.id().into(),
                 node: named,

@@ -10,7 +10,7 @@ use alloy::primitives::U256;
 use serde_json::Value;
 use sworn_bindings::IChannels::{self, BatchState};
 use sworn_bindings::{IERC20, ITrials, Place};
-use sworn_receipts::place;
+use sworn_receipts::{Domain, SignedReceipt, place, sign_sync};
 use sworn_testkit::buyer::Buyer;
 use sworn_testkit::devnet::{DevnetError, PURSE, free_port};
 use sworn_testkit::scenario::{OUTPUT_PRICE, Process, STAKE, Stage};
@@ -136,6 +136,39 @@ async fn who_holds_a_false_receipt_can_bring_it_to_trial() {
     let reward = STAKE / 10_000 * u128::from(stage.terms.channels.challengerShareBps);
     assert_eq!(stage.net.tokens_of(stage.watcher.address()).await.unwrap(), U256::from(PURSE + reward));
     refund_and_count(&stage).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_receipts_for_one_request_cost_the_whole_stake() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let _node = stage.node(&["--redeem-at", "100"]).await.unwrap();
+    let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(), 4).await.unwrap();
+    let domain = Domain { chain_id: stage.net.deployment.chain_id, channels: stage.net.deployment.channels };
+    let (mut other, mut next) = (signed.receipt.clone(), signed.receipt.clone());
+    (other.price, other.cumulative, next.request) = (other.price + 1, other.cumulative + 1, next.request + 1);
+    let sign = |receipt: sworn_receipts::Receipt| {
+        let signature = sign_sync(&stage.operator.signer, &domain, &receipt).unwrap().into();
+        SignedReceipt { receipt, signature }
+    };
+    let files = [&signed, &sign(other), &sign(next)].map(|signed| {
+        let file = stage.net.dir.path().join(format!("{}.json", domain.digest(&signed.receipt)));
+        std::fs::write(&file, buyer.file(&prompt(), &tokens, signed).unwrap().to_string()).unwrap();
+        file
+    });
+    let [first, second, third] = files.each_ref().map(|f| f.to_str().unwrap());
+    let show = |b: &str| stage.does(&stage.watcher, &["dispute", "equivocation", first, b]);
+    for (b, why) in [(first, "the same receipt twice"), (third, "two for one request")] {
+        let error = show(b).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    let sent = show(second).unwrap();
+    assert_eq!((&sent[0]["label"], &sent[1]["label"]), (&"convictEquivocation".into(), &"withdraw".into()), "{sent}");
+    let reward = STAKE / 10_000 * u128::from(stage.terms.channels.challengerShareBps);
+    assert_eq!(stage.net.tokens_of(stage.watcher.address()).await.unwrap(), U256::from(PURSE + reward));
+    assert!(show(second).unwrap_err().to_string().contains("convicted already"));
+    let all = stage.net.all_tokens(&[&stage.operator, &stage.user, &stage.watcher]).await.unwrap();
+    assert_eq!(all, stage.net.minted);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -36,9 +36,8 @@ fn signature(entry: &Value) -> String {
         all.collect::<Vec<_>>().join(", ")
     };
     let mut text = format!("{}({})", entry["name"].as_str().unwrap_or_default(), list("inputs"));
-    match entry["stateMutability"].as_str() {
-        Some(view @ ("view" | "pure" | "payable")) => write!(text, " {view}").unwrap(),
-        _ => {}
+    if let Some(view @ ("view" | "pure" | "payable")) = entry["stateMutability"].as_str() {
+        write!(text, " {view}").unwrap();
     }
     let returned = list("outputs");
     if !returned.is_empty() {

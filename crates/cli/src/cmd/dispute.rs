@@ -1,5 +1,6 @@
 //! `sworn dispute`.
 
+mod equivocation;
 mod lodge;
 
 use std::collections::BTreeMap;
@@ -51,6 +52,7 @@ pub(super) async fn run(settings: &Settings, verb: args::Dispute) -> Result<Exit
         args::Dispute::List { limit } => list(settings, &Link::open(settings).await?, limit).await?,
         args::Dispute::Show { job } => show(settings, &Link::open(settings).await?, job).await?,
         args::Dispute::Lodge(command) => return lodge::run(settings, command).await,
+        args::Dispute::Equivocation(command) => return equivocation::run(settings, command).await,
     }
     Ok(ExitCode::SUCCESS)
 }

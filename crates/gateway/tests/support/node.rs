@@ -179,7 +179,7 @@ impl TestNode {
             deposit: Some(self.deposit),
             price: Some(price),
             last_receipt: Some(SignedReceipt { receipt, signature }),
-            covered_by: by.map(sign).map(|signature| SignedVoucher { voucher: voucher.clone(), signature }),
+            covered_by: by.map(sign).map(|signature| Box::new(SignedVoucher { voucher: voucher.clone(), signature })),
             ..Refusal::new(Code::Payment, "you owe me more")
         }
     }
@@ -303,7 +303,7 @@ async fn answers(State(node): State<Arc<TestNode>>, Path(channel): Path<B256>, J
                 deposit: Some(node.deposit),
                 price: Some(maximum),
                 last_receipt: books.last.clone(),
-                covered_by: books.best.clone(),
+                covered_by: books.best.clone().map(Box::new),
                 ..Refusal::new(Code::Payment, "the voucher does not cover this")
             });
         }

@@ -184,7 +184,7 @@ impl Shared {
                     needed: Some(needed.0),
                     deposit: Some(view.deposit),
                     price: Some(open.maximum),
-                    covered_by: last.is_some().then_some(SignedVoucher { voucher, signature }),
+                    covered_by: last.is_some().then(|| Box::new(SignedVoucher { voucher, signature })),
                     last_receipt: last.map(|r| r.answered.signed),
                     ..Refusal::new(Code::Payment, format!("the request needs a voucher and a channel of {}", needed.0))
                 });

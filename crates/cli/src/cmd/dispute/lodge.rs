@@ -1,10 +1,11 @@
 //! `sworn dispute lodge`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use alloy::primitives::B256;
 use sworn_bindings::IChannels::{BatchState, IChannelsEvents};
-use sworn_bindings::{Event, JobState, Place};
+use sworn_bindings::{Deployment, Event, JobState, Place};
 use sworn_gateway::ReceiptFile;
 use sworn_receipts::{Receipt, place};
 use sworn_watcher::{Case, Config, watch};
@@ -20,21 +21,11 @@ use crate::models;
 use crate::settings::Settings;
 
 pub(super) async fn run(settings: &Settings, command: args::Lodge) -> Result<ExitCode> {
-    let Some((file, _)) = receipt_file(&command.file)? else {
-        return Err(Fault::usage(format!(
-            "{} is no receipt: give a file that `sworn gateway` kept, or the body of its /v1/receipts/DIGEST",
-            command.file.display()
-        )));
-    };
-    let ReceiptFile { domain, signed, input_tokens, tokens, digest, node, .. } = file;
+    let (file, _) = receipt_file(&command.file)?.ok_or_else(|| no_receipt(&command.file))?;
     let link = Link::open(settings).await?;
     let d = link.chain.deployment().clone();
-    if (domain.chain_id, domain.channels) != (d.chain_id, d.channels) {
-        return Err(Fault::failed(format!(
-            "the receipt is for {} on chain {}, the deployment's channels are {} on chain {}",
-            domain.channels, domain.chain_id, d.channels, d.chain_id
-        )));
-    }
+    same_deployment(&file, &d)?;
+    let ReceiptFile { signed, input_tokens, tokens, digest, node, .. } = file;
     let key = settings.signer()?;
     let model = models::load(settings, command.model.as_deref().unwrap_or(&signed.receipt.modelId.to_string()))?;
     let place = pending(&link, &signed.receipt).await?;
@@ -56,6 +47,24 @@ pub(super) async fn run(settings: &Settings, command: args::Lodge) -> Result<Exi
         return Ok(ExitCode::SUCCESS);
     }
     Err(Fault::failed(format!("node {node} is not convicted of this receipt (yet): run the command again to go on")))
+}
+
+pub(super) fn no_receipt(path: &Path) -> Fault {
+    Fault::usage(format!(
+        "{} is no receipt: give a file that `sworn gateway` kept, or the body of its /v1/receipts/DIGEST",
+        path.display()
+    ))
+}
+
+pub(super) fn same_deployment(file: &ReceiptFile, d: &Deployment) -> Result<()> {
+    let domain = file.domain;
+    if (domain.chain_id, domain.channels) == (d.chain_id, d.channels) {
+        return Ok(());
+    }
+    Err(Fault::failed(format!(
+        "the receipt is for {} on chain {}, the deployment's channels are {} on chain {}",
+        domain.channels, domain.chain_id, d.channels, d.chain_id
+    )))
 }
 
 /// Where the receipt is in a batch that is not paid yet; `None` if it was not redeemed.
