@@ -5,7 +5,7 @@ import { mkdirSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
-import { createPublicClient, createWalletClient, http, numberToHex } from 'viem';
+import { createPublicClient, createWalletClient, http, numberToHex, parseAbi } from 'viem';
 import { privateKeyToAccount } from 'viem/accounts';
 
 const { gateway, rpc, key, shots, chromium: program } = JSON.parse(process.argv[2]);
@@ -16,6 +16,7 @@ const lines = createInterface({ input: process.stdin })[Symbol.asyncIterator]();
 const told = async () => JSON.parse((await lines.next()).value);
 const tell = (value) => process.stdout.write(`${JSON.stringify(value)}\n`);
 const axe = createRequire(import.meta.url).resolve('axe-core/axe.min.js');
+const settings = await (await fetch(`${gateway}/page.json`)).json();
 mkdirSync(shots, { recursive: true });
 
 /** What the page's wallet is asked. */
@@ -136,6 +137,17 @@ try {
   await page.getByTestId('node').getByRole('link').first().click();
   await page.getByTestId('stake').filter({ hasText: /^0 SWD$/ }).waitFor();
   await accessible(page, 'the operator');
+
+  // What the conviction has given back is taken from the books.
+  const balanceOf = (who) =>
+    reader.readContract({ address: settings.contracts.token, abi: parseAbi(['function balanceOf(address) view returns (uint256)']), functionName: 'balanceOf', args: [who] });
+  const had = await balanceOf(account.address);
+  await page.goto(`${gateway}/#/operator/${account.address}`);
+  const owed = page.locator('tr', { has: page.getByRole('rowheader', { name: 'channels' }) });
+  await owed.getByRole('button', { name: 'Withdraw' }).click();
+  await owed.getByText(/^0 SWD$/).waitFor({ timeout: 30000 });
+  assert((await balanceOf(account.address)) - had > 10n ** 18n, 'nothing was withdrawn');
+  assert(await owed.getByRole('button', { name: 'Withdraw' }).isDisabled());
   await page.getByRole('link', { name: 'Network' }).click();
   await page.locator('.tiles').getByText('Nodes convicted').waitFor();
   await accessible(page, 'the network');

@@ -27,6 +27,9 @@ declare global {
   }
 }
 
+/** Blocks that are read again: deeper reorganisations want a page that is loaded anew. */
+const OVERLAP = 64n;
+
 export class Chain {
   account = $state<Address | null>(null);
   /** Of the connected account: in the wallet, and deposited. */
@@ -38,6 +41,8 @@ export class Chain {
   readonly reader: PublicClient | null;
   #wallet: WalletClient | null = null;
   #ahead = 0;
+  /** Logs by contract, event and arguments, up to a block. */
+  #read = new Map<string, { to: bigint; found: any[] }>();
 
   constructor(settings: Settings) {
     this.settings = settings;
@@ -156,7 +161,8 @@ export class Chain {
     await this.send(this.settings.contracts.channels, abi.channels, 'open', [node, this.settings.signer, amount, salt]);
   }
 
-  /** All logs of an event; a server that limits ranges is asked for halves. */
+  /** All logs of an event; a server that limits ranges is asked for halves. What was read before is not read again, but for the last
+   * blocks, which a reorganisation may have changed. */
   async logs<const E extends AbiEvent>(address: Address, event: E, args?: Record<string, unknown>) {
     const reader = this.reader;
     if (!reader) throw new Error('nothing to read the chain with: connect a wallet');
@@ -169,7 +175,16 @@ export class Chain {
         return [...(await read(from, middle)), ...(await read(middle + 1n, to))];
       }
     };
-    return read(BigInt(this.settings.contracts.block), await reader.getBlockNumber());
+    const name = [address, event.name, ...Object.values(args ?? {})].join();
+    const last = await reader.getBlockNumber();
+    const before = this.#read.get(name);
+    const first = BigInt(this.settings.contracts.block);
+    // A chain that is shorter than what was read is another chain.
+    const from = before && before.to <= last && before.to - OVERLAP > first ? before.to - OVERLAP : first;
+    const kept = before && from > first ? before.found.filter((log) => log.blockNumber < from) : [];
+    const found = [...kept, ...(await read(from, last))];
+    this.#read.set(name, { to: last, found });
+    return found;
   }
 }
 
