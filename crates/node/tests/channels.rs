@@ -539,25 +539,28 @@ async fn e2e_spot_requests_give_way_and_reserved_places_are_held() {
         ..terms
     };
     let node = w.node_of(w.data(), Arc::new(Honest), |c| NodeConfig { channels: c.channels.map(terms), ..c }).await;
-    let channel = w.open(1).await;
+    let (channel, cheap) = (w.open(1).await, w.open(2).await);
     let offers = node.client.offers().await.unwrap();
     let prices: Vec<_> = offers.iter().map(|o| (o.offer.tier(), o.offer.perOutputToken)).collect();
     let unit = UNIT / 100;
     let tiers = [(Tier::Standard, unit), (Tier::Spot, unit / 2), (Tier::Reserved, 2 * unit)];
     assert_eq!(prices, tiers.map(|(t, p)| (Some(t), p)));
-    let ask = async |request: u64, tier: usize, max_new: u32| {
-        let ask = w.request(&node, channel, request, max_new, CHANNEL).await;
+    let ask_of = async |channel: B256, request: u64, tier: usize, max_new: u32, cumulative: u128| {
+        let ask = w.request(&node, channel, request, max_new, cumulative).await;
         w.sign(channel, Ask { offer: offers[tier].clone(), ..ask }, &w.hot)
     };
+    let ask = async |request: u64, tier: usize, max_new: u32| ask_of(channel, request, tier, max_new, CHANNEL).await;
 
     // The only place that is not held goes to a spot request, and then to whoever pays more.
-    let mut spot = node.client.ask(channel, &ask(1, 1, 300).await).await.unwrap();
+    let mut spot = node.client.ask(cheap, &ask_of(cheap, 1, 1, 300, CHANNEL).await).await.unwrap();
     assert!(matches!(spot.next().await.unwrap(), Some(Event::Token { .. })));
-    assert_eq!(
-        node.refused(channel, &ask(2, 1, 5).await).await.code,
-        Code::Busy,
-        "spot requests do not displace each other"
-    );
+    for (channel, ask, why) in [
+        (channel, ask(2, 1, 5).await, "a spot request displaces nobody"),
+        (channel, ask_of(channel, 7, 0, 5, 1).await, "nor does one that cannot pay"),
+        (cheap, ask_of(cheap, 8, 0, 5, CHANNEL).await, "nor one of the same channel"),
+    ] {
+        assert_eq!(node.refused(channel, &ask).await.code, Code::Busy, "{why}");
+    }
     let mut standard = node.client.ask(channel, &ask(3, 0, 100).await).await.unwrap();
     let refusal = loop {
         match spot.next().await.unwrap() {
@@ -582,9 +585,8 @@ async fn e2e_spot_requests_give_way_and_reserved_places_are_held() {
         Some(node.client.channel(channel).await.unwrap()).filter(|s| s.in_flight.is_empty())
     });
     let state = state.await;
-    assert_eq!(state.sequence, 3);
+    assert_eq!((state.sequence, node.client.channel(cheap).await.unwrap().sequence), (3, 0));
     let receipts = node.client.receipts(channel, 1, 9).await.unwrap().receipts;
-    assert!(receipts.iter().all(|a| a.signed.receipt.request != 1));
     assert_eq!(state.cumulative, receipts.iter().map(|a| a.signed.receipt.price).sum::<u128>());
     assert!(!node.events.lock().unwrap().iter().any(|e| matches!(e, NodeEvent::Failed { .. })));
     node.stop().await;

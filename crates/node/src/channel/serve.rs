@@ -79,7 +79,9 @@ impl Shared {
         if unpoisoned(&account).book.needed(maximum) > view.deposit {
             view = channels.view_again(channel).await?;
         }
-        let place = channels.place(ask.offer.offer.tier().unwrap_or_default()).await?;
+        // Only who can pay displaces others, and never its own requests: what gives way costs its client nothing.
+        let pays = unpoisoned(&account).book.needed(maximum) <= ask.cumulative.min(view.deposit);
+        let place = channels.place(ask.offer.offer.tier().unwrap_or_default(), pays.then_some(channel)).await?;
         let open = OpenRecord {
             channel,
             request: ask.request,
@@ -100,21 +102,21 @@ impl Shared {
 }
 
 impl Channels {
-    /// A place for a request of this tier: a reserved one in a place that is held for it, a standard one in the place of a spot request if
-    /// need be.
-    async fn place(&self, tier: Tier) -> Result<OwnedSemaphorePermit, Refusal> {
+    /// A place for a request of this tier: a reserved one in a place that is held for it, a standard one in the place of a spot request of
+    /// another channel than `displacing` if need be; none: it displaces nobody.
+    async fn place(&self, tier: Tier, displacing: Option<B256>) -> Result<OwnedSemaphorePermit, Refusal> {
         let busy =
             || Refusal::new(Code::Busy, "this node answers as many requests as it can: try again or take another");
         let held = || self.reserved.clone().try_acquire_owned().ok().filter(|_| tier == Tier::Reserved);
         if let Some(place) = held().or_else(|| self.places.clone().try_acquire_owned().ok()) {
             return Ok(place);
         }
-        if tier == Tier::Spot {
-            return Err(busy());
-        }
+        let Some(own) = displacing.filter(|_| tier != Tier::Spot) else { return Err(busy()) };
+        // The one that has least, so that little is given away.
         let least = {
             let lives = unpoisoned(&self.lives);
-            lives.values().filter_map(|l| Some((l.stake()?, l.clone()))).min_by_key(|(tokens, _)| *tokens)
+            let others = lives.iter().filter(|((channel, _), _)| *channel != own).map(|(_, live)| live);
+            others.filter_map(|l| Some((l.stake()?, l.clone()))).min_by_key(|(tokens, _)| *tokens)
         };
         let Some((tokens, live)) = least else { return Err(busy()) };
         live.preempt();
