@@ -450,6 +450,9 @@ pub(crate) struct Receipts {
     /// Raise prices by up to so many percent when the node is busy
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=500))]
     pub(crate) surge_max: u16,
+    /// Also serve channels whose signer is a contract (ERC-1271), which can disown its vouchers until they are redeemed
+    #[arg(long)]
+    pub(crate) contract_signers: bool,
     /// Also sell spot requests for so many percent less: they give way to others, and then cost nothing
     #[arg(long, value_name = "PERCENT", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=99))]
     pub(crate) spot_discount: u16,

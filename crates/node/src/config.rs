@@ -45,6 +45,8 @@ pub struct ChannelTerms {
     pub surge_max_bps: u16,
     /// How long an offer is good.
     pub offer_life: Duration,
+    /// Whether a channel's signer may be a contract (ERC-1271). It can disown what it signed until a voucher is redeemed, so this is trust.
+    pub contract_signers: bool,
     /// What a spot request costs less, in 1/10 000; 0: none are offered.
     pub spot_discount_bps: u16,
     /// What a reserved place costs more, in 1/10 000.
@@ -65,6 +67,7 @@ impl ChannelTerms {
             redeem_at: 1_000_000_000_000_000_000,
             surge_max_bps: 0,
             offer_life: Duration::from_secs(120),
+            contract_signers: false,
             spot_discount_bps: 0,
             reserved_premium_bps: 0,
             reserved: 0,

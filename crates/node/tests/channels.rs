@@ -10,7 +10,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use alloy::primitives::{B256, U256};
+use alloy::dyn_abi::DynSolValue;
+use alloy::primitives::{Address, B256, U256};
 use alloy::signers::local::PrivateKeySigner;
 use devnet::{Devnet, Params, UNIT, approve};
 use sworn_bindings::IChannels::BatchState;
@@ -153,8 +154,12 @@ impl World {
     }
 
     async fn open(&self, salt: u8) -> B256 {
+        self.open_for(self.hot.address(), salt).await
+    }
+
+    async fn open_for(&self, signer: Address, salt: u8) -> B256 {
         let (salt, node) = (B256::repeat_byte(salt), self.key.address());
-        let call = IChannels::openCall { node, signer: self.hot.address(), amount: CHANNEL, salt };
+        let call = IChannels::openCall { node, signer, amount: CHANNEL, salt };
         self.user.send(&Intent::call(format!("open/{salt}"), self.net.deployment.channels, &call)).await.unwrap();
         let me = self.user.account();
         self.user.chain().channels().channelIdOf(me, node, salt).call().await.unwrap()
@@ -525,6 +530,31 @@ async fn e2e_what_a_node_refuses() {
         assert_eq!(reqwest::get(format!("{url}/{path}")).await.unwrap().status().as_u16(), 400, "{path}");
     }
     assert!(node.client.receipts(channel, 50, 60).await.unwrap().receipts.is_empty());
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn e2e_a_contract_signs_vouchers_for_a_node_that_trusts_it() {
+    let w = World::new().await;
+    let wallet = w.net.deploy("Wallet", vec![DynSolValue::Address(w.hot.address())]).await;
+    let (channel, nobody) = (w.open_for(wallet, 1).await, w.open_for(Address::repeat_byte(7), 2).await);
+    let node = w.node(u128::MAX).await;
+    let ask = w.request(&node, channel, 1, 3, UNIT).await;
+    let refusal = node.refused(channel, &ask).await;
+    assert!(refusal.code == Code::WrongSigner && refusal.error.contains("asks no contracts"), "{refusal}");
+    node.stop().await;
+
+    let trusting = |t: ChannelTerms| ChannelTerms { contract_signers: true, redeem_at: 1, ..t };
+    let node = w.node_of(w.data(), Arc::new(Honest), |c| NodeConfig { channels: c.channels.map(trusting), ..c }).await;
+    let other = w.sign(channel, ask.clone(), &w.session);
+    for (channel, ask) in [(channel, &other), (nobody, &w.sign(nobody, ask.clone(), &w.hot))] {
+        assert_eq!(node.refused(channel, ask).await.code, Code::WrongSigner);
+    }
+    let answer = node.answer(channel, &ask).await;
+    w.checked(channel, &ask, &answer);
+    // The contracts ask the wallet, too.
+    node.waits_for("the redemption", |e| matches!(e, NodeEvent::Redeemed { .. })).await;
+    assert_eq!(w.channel(channel).await.claimed, answer.1.receipt.price);
     node.stop().await;
 }
 

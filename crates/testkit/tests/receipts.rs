@@ -313,4 +313,20 @@ async fn an_honest_nodes_receipts_are_audited_and_paid() {
     assert_eq!(price["market_output"].as_str(), Some(&*OUTPUT_PRICE.to_string()));
     let amount = |key: &str| price[key].as_str().unwrap().parse::<u128>().unwrap();
     assert!(amount("cost_output") > 0 && amount("output") >= amount("cost_output"), "{price}");
+
+    // Prices move without a transaction, and back.
+    let (model, state) = (stage.model.path().to_str().unwrap(), stage.operator.dir.join("state"));
+    let set = |flags: &[&str]| {
+        let verb = [&["node", "price", model, "--state", state.to_str().unwrap()], flags].concat();
+        stage.does(&stage.operator, &verb).unwrap()
+    };
+    let offered = async || {
+        let offers = reqwest::get(format!("http://{}/v1/offers", stage.listen)).await.unwrap();
+        let offers: Value = offers.json().await.unwrap();
+        offers[0]["offer"]["perOutputToken"].as_str().unwrap().to_owned()
+    };
+    set(&["--input", "0.001", "--output", "0.02", "--unposted"]);
+    assert_eq!(offered().await, "20000000000000000");
+    set(&["--as-posted"]);
+    assert_eq!(offered().await, OUTPUT_PRICE.to_string());
 }

@@ -184,6 +184,19 @@ impl Devnet {
         key
     }
 
+    /// A contract of the tests' own, as forge built it.
+    pub async fn deploy(&self, name: &str, args: Vec<DynSolValue>) -> Address {
+        let provider = ProviderBuilder::new()
+            .wallet(EthereumWallet::from(self.rich.clone()))
+            .connect_http(self.anvil.endpoint_url());
+        let mut code = bytecode(name).to_vec();
+        code.extend(DynSolValue::Tuple(args).abi_encode_params());
+        let request = TransactionRequest::default().with_from(self.rich.address()).with_deploy_code(code);
+        let receipt = provider.send_transaction(request).await.unwrap().get_receipt().await.unwrap();
+        assert!(receipt.status(), "deploying {name} failed");
+        receipt.contract_address.unwrap()
+    }
+
     /// A sender with its journal in `dir`.
     pub async fn sender(&self, key: PrivateKeySigner, dir: &Path) -> Sender {
         let chain = self.chain().await;

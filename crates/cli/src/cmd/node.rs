@@ -237,6 +237,7 @@ fn channel_terms(
     }
     terms.reserved = receipts.reserved.into();
     terms.reserved_premium_bps = receipts.reserved_premium.saturating_mul(100);
+    terms.contract_signers = receipts.contract_signers;
     terms.spot_discount_bps = receipts.spot_discount.saturating_mul(100);
     Ok(Some(terms))
 }

@@ -15,6 +15,7 @@ mod offer;
 pub(crate) mod record;
 pub(crate) mod redeem;
 mod serve;
+mod signer;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -10,8 +10,7 @@ use sworn_commit::sequence;
 use sworn_isa::logprob::MOST;
 use sworn_receipts::wire::{self, ChannelState, InFlight, ReceiptPage};
 use sworn_receipts::{
-    Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, SignedVoucher, Tier, Voucher, recover,
-    sign_sync,
+    Answered, Ask, Code, Event, Finish, Receipt, Refusal, SignedReceipt, SignedVoucher, Tier, Voucher, sign_sync,
 };
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -55,11 +54,7 @@ impl Shared {
         };
         let mut view = channels.view(channel).await?;
         // Before anything is told of the channel: its prompts are its user's.
-        let signer = recover(&channels.domain, &voucher, &ask.voucher).ok();
-        if signer != Some(view.signer) {
-            let told = format!("the voucher is not signed by the channel's signer {}", view.signer);
-            return refuse(Code::WrongSigner, told);
-        }
+        channels.check_signer(view.signer, &voucher, &ask.voucher).await?;
         if let Some(reader) = channels.again(channel, ask.request, order)? {
             return Ok(reader);
         }
