@@ -412,7 +412,7 @@ pub(crate) struct NodeRun {
     /// Journal and state [default: node/ADDRESS in the home directory]
     #[arg(long, value_name = "DIR")]
     pub(crate) state: Option<PathBuf>,
-    /// Also take open jobs, at the posted price
+    /// Also bid for open jobs, at the own price
     #[arg(long)]
     pub(crate) open_jobs: bool,
     /// Jobs that run together; more wait, the oldest first

@@ -109,7 +109,8 @@ impl Receipts {
                 sold: lied,
                 job: timeline.trial,
                 proven: timeline.proven_of_receipt.clone(),
-                hidden: timeline.batches.iter().any(|b| b.void),
+                // A conviction voids batches as well.
+                hidden: timeline.conviction.is_none() && timeline.batches.iter().any(|b| b.void),
                 taken: part(|c| c.taken),
                 reward: part(|c| c.reward),
                 compensation: part(|c| c.compensation),

@@ -422,14 +422,11 @@ impl Timeline {
                 }
                 IChannelsEvents::BatchVoid(e) => {
                     self.batches.iter_mut().filter(|b| b.id == e.batchId).for_each(|b| b.void = true);
-                    (
-                        Stage::Chain,
-                        format!(
-                            "batch {} is void: {} did not show a receipt, and its bond is gone",
-                            e.batchId,
-                            name(&e.node)
-                        ),
-                    )
+                    let why = match self.conviction {
+                        Some(_) => "is convicted",
+                        None => "did not show a receipt, and its bond is gone",
+                    };
+                    (Stage::Chain, format!("batch {} is void: {} {why}", e.batchId, name(&e.node)))
                 }
                 IChannelsEvents::ReceiptDemanded(e) => {
                     (by, format!("demands to see receipt {} of batch {}", e.sequence, e.batchId))
