@@ -3,7 +3,7 @@
 use alloy::primitives::{Address, B256, U256};
 use alloy::providers::Provider;
 use alloy::rpc::types::{Filter, FilterSet, Topic};
-use sworn_bindings::Event;
+use sworn_bindings::{Event, Part};
 
 use crate::fault::Result;
 use crate::link::Link;
@@ -58,6 +58,11 @@ pub(crate) async fn events(link: &Link, contracts: &[Address], topics: [Option<B
 pub(crate) async fn of_job(link: &Link, job: U256) -> Result<Vec<Said>> {
     let d = link.chain.deployment();
     events(link, &[d.market, d.trials, d.challenges], [None, Some(job.into()), None, None]).await
+}
+
+/// How many receipts the parts of a batch claim for.
+pub(crate) fn receipts(parts: &[Part]) -> u64 {
+    parts.iter().map(|p| (p.last - p.first).saturating_add(1)).fold(0, u64::saturating_add)
 }
 
 /// An account as an indexed value.

@@ -67,7 +67,6 @@ struct Job {
     model: B256,
     tokens: u64,
     assigned: Option<u64>,
-    answered: bool,
 }
 
 #[derive(Default)]
@@ -170,7 +169,7 @@ async fn gather(link: &Link, days: Option<u32>) -> Result<Report> {
             }
             Event::Market(IMarketEvents::ResultSubmitted(e)) => {
                 let job = jobs.entry(e.jobId).or_default();
-                (job.tokens, job.answered) = (job.tokens + e.outputTokens.len() as u64 / 4, true);
+                job.tokens += e.outputTokens.len() as u64 / 4;
                 if let Some(assigned) = job.assigned.filter(|_| counts) {
                     models.entry(job.model).or_default().seconds.push(time.saturating_sub(assigned));
                     active.insert(e.node);
@@ -200,8 +199,7 @@ async fn gather(link: &Link, days: Option<u32>) -> Result<Report> {
                 users.insert(e.user);
             }
             Event::Channels(IChannelsEvents::BatchRedeemed(e)) => {
-                let count = e.parts.iter().map(|p| (p.last - p.first).saturating_add(1)).fold(0, u64::saturating_add);
-                batches.insert(e.batchId, count);
+                batches.insert(e.batchId, history::receipts(&e.parts));
                 if counts {
                     active.insert(e.node);
                 }
@@ -210,8 +208,7 @@ async fn gather(link: &Link, days: Option<u32>) -> Result<Report> {
                 receipts += batches.get(&e.batchId).copied().unwrap_or(0);
                 by_receipt += U256::from(e.amount);
             }
-            Event::Channels(IChannelsEvents::NodeConvicted(_)) => fails(why()),
-            Event::Channels(IChannelsEvents::ReceiptWithheld(_)) => fails("receipt_hidden"),
+            Event::Channels(IChannelsEvents::NodeConvicted(_) | IChannelsEvents::ReceiptWithheld(_)) => fails(why()),
             _ => {}
         }
     }

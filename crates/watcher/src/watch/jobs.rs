@@ -113,9 +113,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.error(Some(id), "the node is wrong, but every term for demands is over");
             }
             Move::Timeout(t) => self.time_out(id, &t),
-            Move::Demand(d) if self.sender.is_none() => self.demand(id, &d),
-            Move::Accuse(_) if self.sender.is_none() => self.would(id, "prove an element wrong"),
-            Move::Demand(_) | Move::Accuse(_) if !job.checked => {
+            Move::Demand(_) | Move::Accuse(_) if self.sender.is_some() && !job.checked => {
                 job.busy = true;
                 let (prompt, output, run) = (job.prompt.clone(), job.output.clone(), job.run);
                 let (trace, selected) = (own.trace.clone(), own.selected.clone());
@@ -126,6 +124,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 });
             }
             Move::Demand(d) => self.demand(id, &d),
+            Move::Accuse(_) if self.sender.is_none() => self.would(id, "prove an element wrong"),
             Move::Accuse(a) => self.accuse(id, *a, head).await?,
         }
         Ok(())

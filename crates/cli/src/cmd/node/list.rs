@@ -130,8 +130,7 @@ async fn gather(link: &Link, model: B256) -> Result<Vec<Row>> {
     for said in history::events(link, &[d.channels], all).await? {
         match said.event {
             Event::Channels(IChannelsEvents::BatchRedeemed(e)) => {
-                let count = e.parts.iter().map(|p| (p.last - p.first).saturating_add(1)).fold(0, u64::saturating_add);
-                batches.insert(e.batchId, count);
+                batches.insert(e.batchId, history::receipts(&e.parts));
             }
             Event::Channels(IChannelsEvents::BatchReleased(e)) => released.push((e.batchId, e.node, e.amount)),
             _ => {}
