@@ -248,11 +248,10 @@ async fn an_honest_nodes_receipts_are_audited_and_paid() {
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
     let mut price = 0;
     let mut asked = 0;
-    // Until one batch is due.
-    while named(&node, "redeemed").is_empty() {
+    // Until a batch is due, and no answer more: what comes after it would make a second one.
+    while price < PURSE / 10_000 * 3 {
         let (_, signed) = buyer.ask(&prompt(), 6 + asked).await.unwrap();
         (price, asked) = (price + signed.receipt.price, asked + 1);
-        assert!(asked < 40, "{}", node.complaint("no batch"));
     }
     let seen = heard(&watcher, &node, "batch_seen").await;
     let receipts = seen["receipts"].as_u64().unwrap() as usize;
@@ -270,7 +269,7 @@ async fn an_honest_nodes_receipts_are_audited_and_paid() {
         assert!(named(&watcher, event).is_empty(), "{}", watcher.complaint(event));
     }
     let paid: u128 = seen["amount"].as_str().unwrap().parse().unwrap();
-    assert!(paid <= price && receipts <= asked as usize);
+    assert_eq!((paid, receipts), (price, asked as usize));
     let due = stage.net.chain.channels().balanceOf(stage.operator.address()).call().await.unwrap();
     let held = stage.net.tokens_of(stage.operator.address()).await.unwrap();
     assert_eq!(due + held, U256::from(PURSE - STAKE + paid));
