@@ -104,6 +104,13 @@ try {
   await page.getByText('12.5 SWD available to this gateway').waitFor({ timeout: 30000 });
   await page.locator('main table tbody tr').first().waitFor({ state: 'attached' });
 
+  // Queue and device of the node, which the gateway passes on.
+  await page.getByRole('link', { name: 'Nodes' }).click();
+  await page.getByTestId('node').getByRole('link').first().click();
+  await page.getByTestId('machine').getByText(/^0 of [1-9]/).waitFor({ timeout: 30000 });
+  await page.getByTestId('machine').getByText('cpu', { exact: true }).waitFor();
+  await page.getByRole('link', { name: 'Chat', exact: true }).click();
+
   // By the keyboard alone.
   await tabTo(page, 'textarea');
   await page.keyboard.type('What is the capital of France?');

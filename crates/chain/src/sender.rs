@@ -17,11 +17,10 @@ use std::time::{Duration, Instant};
 use alloy::consensus::transaction::TxEnvelope;
 use alloy::eips::eip2718::Encodable2718;
 use alloy::eips::{BlockId, BlockNumberOrTag};
-use alloy::network::{EthereumWallet, NetworkTransactionBuilder, TransactionBuilder};
+use alloy::network::{Ethereum, EthereumWallet, NetworkTransactionBuilder, NetworkWallet, TransactionBuilder};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::providers::Provider;
 use alloy::rpc::types::{TransactionReceipt, TransactionRequest};
-use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
 use serde::{Deserialize, Serialize};
 use sworn_bindings::Revert;
@@ -192,10 +191,10 @@ impl std::fmt::Debug for Sender {
 }
 
 impl Sender {
-    /// A sender for one key, with its journal in `store`.
-    pub fn new(chain: Chain, signer: PrivateKeySigner, store: Store, options: SenderOptions) -> Self {
-        let account = signer.address();
-        let wallet = EthereumWallet::from(signer);
+    /// A sender for one key (a local one, or any of alloy's remote signers), with its journal in `store`.
+    pub fn new(chain: Chain, wallet: impl Into<EthereumWallet>, store: Store, options: SenderOptions) -> Self {
+        let wallet = wallet.into();
+        let account = NetworkWallet::<Ethereum>::default_signer_address(&wallet);
         let (nonces, keys) = (Mutex::new(()), std::sync::Mutex::new(HashMap::new()));
         Sender(Arc::new(Inner { chain, wallet, account, store, options, nonces, keys }))
     }

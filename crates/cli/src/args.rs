@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use alloy::primitives::{Address, B256};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::account_key::KeyPlace;
 use crate::logprobs::LogProbFlags;
 use crate::sampling::{SamplingFlags, parse_seed};
 
@@ -47,9 +48,14 @@ pub(crate) struct Global {
     /// The deployment's file: addresses of the contracts and their chain's id
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) deployment: Option<PathBuf>,
-    /// Keystore v3 file of the account that signs; made by `sworn key new`
-    #[arg(long, global = true, value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
+    /// The key of the account that signs: a keystore v3 file, made by `sworn key new`; or aws-kms:ID, or ledger:N
+    ///
+    /// aws-kms:ID is a key (id, ARN or alias/NAME) of AWS's key management service, of type ECC_SECG_P256K1, found as every AWS tool
+    /// finds it (AWS_REGION, AWS_PROFILE, AWS_ENDPOINT_URL). ledger:N is account N of a Ledger that is plugged in, as Ledger Live
+    /// counts. Either needs a build with that feature. Such a key signs transactions; vouchers and receipts, many a second, want a
+    /// keystore: a channel's --signer, a node's --session-key.
+    #[arg(long, global = true, value_name = "KEY")]
+    pub(crate) key: Option<KeyPlace>,
     /// File that holds the keystore's password
     ///
     /// Otherwise the environment variable SWORN_KEYSTORE_PASSWORD is used, otherwise the terminal asks. A password is never a flag.
@@ -516,6 +522,25 @@ pub(crate) struct Gateway {
     /// Seconds that an answer may take
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub(crate) answer_time: u64,
+    #[command(flatten)]
+    pub(crate) auto: AutoOpen,
+}
+
+/// Channels that the gateway opens by itself.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct AutoOpen {
+    /// Open channels to nodes by itself, with this much each, and add as much when one holds less than half of it
+    ///
+    /// The key's account pays, so it needs payment tokens and gas. Nodes that are not convicted and offer a model are taken in the
+    /// order of `sworn node list --sort record`.
+    #[arg(long, value_name = "AMOUNT")]
+    pub(crate) auto_open: Option<String>,
+    /// To how many nodes for each model
+    #[arg(long, value_name = "N", default_value = "2", requires = "auto_open")]
+    pub(crate) auto_open_nodes: NonZeroU16,
+    /// The most that open channels may hold in all, in payment tokens [default: ten times --auto-open]
+    #[arg(long, value_name = "AMOUNT", requires = "auto_open")]
+    pub(crate) auto_open_limit: Option<String>,
 }
 
 /// Channels to nodes: deposit, open, top up, close, withdraw, show, list.
@@ -877,7 +902,7 @@ pub(crate) enum Key {
     },
     /// The address of a keystore file; needs no password
     Show {
-        /// The file [default: --key]
+        /// The file [default: --key's]
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },

@@ -45,7 +45,7 @@ pub(crate) async fn run(settings: Settings, noun: Noun) -> Result<ExitCode> {
         Noun::Bench(command) => bench::run(&settings, command).await,
         Noun::Completions { shell } => manual::completions(&settings, shell),
         Noun::Man { dir } => manual::pages(&dir),
-        Noun::Key(verb) => key::run(&settings, verb),
+        Noun::Key(verb) => key::run(&settings, verb).await,
         Noun::Devnet(command) => devnet::run(&settings, command).await,
         Noun::Demo(command) => demo::run(&settings, command).await,
     }

@@ -8,6 +8,7 @@ use alloy::sol_types::SolCall;
 use sworn_bindings::IERC20;
 use sworn_chain::{Chain, Error, Intent, Receipt, Sender, SenderOptions, Store};
 
+use crate::account_key::AccountKey;
 use crate::amount::Currency;
 use crate::fault::Result;
 use crate::output::note;
@@ -53,17 +54,13 @@ impl Account {
     pub(crate) async fn open(settings: &Settings) -> Result<Self> {
         // Whatever is wrong with the call is said before a password is asked for.
         let deployment = settings.deployment()?;
-        settings.key_file()?;
+        settings.key_place()?;
         let link = Link::to(&settings.rpc, deployment).await?;
-        Self::with_key(link, settings.signer()?, settings.home.join("cli")).await
+        Self::with_key(link, settings.open_key().await?, settings.home.join("cli")).await
     }
 
     /// The account of a key, with its journal under `state`.
-    pub(crate) async fn with_key(
-        link: Link,
-        key: alloy::signers::local::PrivateKeySigner,
-        state: PathBuf,
-    ) -> Result<Self> {
+    pub(crate) async fn with_key(link: Link, key: AccountKey, state: PathBuf) -> Result<Self> {
         // One journal per chain: a new devnet must not trip over the last one's.
         let chain = &link.chain.genesis().to_string()[2..10];
         let path = state.join(chain).join(format!("{}.redb", key.address()));

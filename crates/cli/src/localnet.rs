@@ -8,6 +8,7 @@ use alloy::signers::local::PrivateKeySigner;
 use serde_json::{Value, json};
 use sworn_bindings::{Deployment, IDevToken};
 
+use crate::account_key::AccountKey;
 use crate::fault::{Doing, Fault, Result};
 use crate::keystore;
 use crate::link::{Account, Link};
@@ -96,7 +97,8 @@ impl Localnet {
         keystore::create(&key_file, &signer, PASSWORD)?;
         std::fs::write(self.password_file(), PASSWORD)?;
         call(&self.rpc, "anvil_setBalance", json!([signer.address(), U256::from(GAS_MONEY)])).await?;
-        let account = Account::with_key(self.link.clone(), signer, self.dir.join("cli")).await?.quiet();
+        let account =
+            Account::with_key(self.link.clone(), AccountKey::Local(signer), self.dir.join("cli")).await?.quiet();
         let mint = IDevToken::mintCall { to: account.address(), amount: tokens };
         account.send(self.link.chain.deployment().token, &mint).await?;
         Ok(Purse { account, key_file })

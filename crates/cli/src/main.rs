@@ -5,6 +5,7 @@
 //! stdout outside `output`, take a secret from a flag, or link the dishonest test nodes.
 #![forbid(unsafe_code)]
 
+mod account_key;
 mod amount;
 mod answer;
 mod args;

@@ -8,6 +8,7 @@ use alloy::signers::local::PrivateKeySigner;
 use sworn_bindings::Deployment;
 use sworn_chain::key::PASSWORD_VARIABLE;
 
+use crate::account_key::{AccountKey, KeyPlace};
 use crate::args::Global;
 use crate::config;
 use crate::fault::{Fault, Result};
@@ -23,7 +24,7 @@ pub(crate) struct Settings {
     pub(crate) home: PathBuf,
     /// The chain's endpoint.
     pub(crate) rpc: String,
-    key: Option<PathBuf>,
+    key: Option<KeyPlace>,
     password_file: Option<PathBuf>,
     deployment: Option<PathBuf>,
     log: String,
@@ -73,24 +74,28 @@ impl Settings {
         self.deployment.is_some()
     }
 
-    /// The keystore file.
-    pub(crate) fn key_file(&self) -> Result<&Path> {
-        self.key.as_deref().ok_or_else(|| {
+    /// Where the account's key is.
+    pub(crate) fn key_place(&self) -> Result<&KeyPlace> {
+        self.key.as_ref().ok_or_else(|| {
             Fault::usage("no key: give --key FILE (or SWORN_KEY), a keystore v3 file; `sworn key new` makes one")
         })
     }
 
     /// The account of the key, without its password.
-    pub(crate) fn account(&self) -> Result<Address> {
-        keystore::address(self.key_file()?)
+    pub(crate) async fn account(&self) -> Result<Address> {
+        self.key_place()?.address().await
     }
 
-    /// The signing key, decrypted.
-    pub(crate) fn signer(&self) -> Result<PrivateKeySigner> {
-        let path = self.key_file()?;
-        keystore::check(path)?;
-        let password = self.password(path, &format!("Password of {}: ", path.display()))?;
-        keystore::open(path, &password)
+    /// The account's key, decrypted or reached.
+    pub(crate) async fn open_key(&self) -> Result<AccountKey> {
+        match self.key_place()? {
+            KeyPlace::Keystore(path) => {
+                keystore::check(path)?;
+                let password = self.password(path, &format!("Password of {}: ", path.display()))?;
+                Ok(AccountKey::Local(keystore::open(path, &password)?))
+            }
+            remote => remote.reach().await,
+        }
     }
 
     /// The key that signs receipts: in a keystore of its own, whose password is in a file or the account's.

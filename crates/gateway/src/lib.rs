@@ -15,6 +15,7 @@
 //! | `GET /v1/models`, `GET /v1/models/{name}` | models; `sworn` has id, context, whether it samples, and every node's offer |
 //! | `POST /v1/chat/completions`, `POST /v1/completions` | an answer or its stream (`stream`, `stream_options`, `stop`, `temperature`, `top_p`, `seed`, `max_tokens`, `logprobs`); `sworn` has node, price, trace root and receipts, `x-sworn-receipt` the last one's digest. Without a channel that pays: 402 with `accepts` |
 //! | `GET /v1/receipts/{digest}` | a receipt's file, which `sworn audit` and `sworn dispute lodge` take |
+//! | `GET /v1/nodes/{address}` | `info`: what a node with an open channel says of itself, its `/v1/info`; or `why` it is not known |
 //! | `GET /health` | `{"status": "ok"}` |
 //! | `GET /ready` | per model whether somebody answers, and why not; 503 if any has nobody |
 //! | `GET /metrics` | Prometheus' text format |
@@ -52,7 +53,7 @@ pub use file::{FORMAT, ReceiptFile};
 pub use follow::Follower;
 pub use page::Page;
 pub use peer::ChannelInfo;
-pub use router::{Router, RouterConfig};
+pub use router::{Purse, Router, RouterConfig};
 pub use score::Record;
 pub use served::Served;
 pub use server::Gateway;

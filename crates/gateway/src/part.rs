@@ -459,6 +459,6 @@ fn failed(e: ApiError) -> Ended {
 }
 
 /// A node's words, short and plain.
-fn shown(text: &str) -> String {
+pub(crate) fn shown(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

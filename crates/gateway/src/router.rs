@@ -12,14 +12,14 @@ use alloy::signers::local::PrivateKeySigner;
 use metrics::counter;
 use serde_json::json;
 use sworn_chain::{Store, Table};
-use sworn_receipts::{ClientOptions, Domain, SignedOffer, Tier};
+use sworn_receipts::{ClientOptions, Domain, NodeInfo, SignedOffer, Tier};
 use tokio::sync::Notify;
 
 use crate::error::{ApiError, PaymentOption, digits};
 use crate::file::ReceiptFile;
 use crate::ledger::{Ledger, LedgerError};
 use crate::measure;
-use crate::part::{Part, Stop};
+use crate::part::{Part, Stop, shown};
 use crate::peer::{ChannelInfo, Peer, unpoisoned};
 use crate::upstream::{Answer, Asked, Event, Finish, Later, Question, Upstream};
 
@@ -74,6 +74,19 @@ impl std::fmt::Debug for Router {
     }
 }
 
+/// A channel in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purse {
+    /// The channel.
+    pub channel: B256,
+    /// The node that it pays.
+    pub node: Address,
+    /// What it owes, and what open requests may add.
+    pub spent: u128,
+    /// Whether its node can be asked now.
+    pub usable: bool,
+}
+
 /// A node that could answer now.
 pub(crate) struct Candidate {
     pub(crate) peer: Arc<Peer>,
@@ -112,8 +125,7 @@ impl Router {
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         let old = std::mem::take(&mut *peers);
         for info in channels {
-            let wanted = self.config.allow.is_empty() || self.config.allow.contains(&info.node);
-            if !wanted || self.config.deny.contains(&info.node) {
+            if !self.may_ask(info.node) {
                 continue;
             }
             // A node that has moved is asked at its new address, by a client of its own.
@@ -136,6 +148,28 @@ impl Router {
     /// Of a channel: receipts known without a gap, what it owes, and what open requests may add.
     pub fn standing(&self, channel: B256) -> (u64, u128, u128) {
         self.ledger.standing(channel)
+    }
+
+    /// The channels in use.
+    pub fn channels(&self) -> Vec<Purse> {
+        let purse = |peer: &Arc<Peer>| {
+            let info = peer.info();
+            let (_, owed, promised) = self.ledger.standing(info.id);
+            let usable = peer.is_shut().is_none() && !self.is_banned(info.node) && peer.conduct().resting().is_none();
+            Purse { channel: info.id, node: info.node, spent: owed.saturating_add(promised), usable }
+        };
+        self.peers().iter().map(purse).collect()
+    }
+
+    /// Whether this gateway may ask a node.
+    pub fn may_ask(&self, node: Address) -> bool {
+        let wanted = self.config.allow.is_empty() || self.config.allow.contains(&node);
+        wanted && !self.config.deny.contains(&node) && !self.is_banned(node)
+    }
+
+    /// Resolves when a request was refused because channels hold too little, or none is there.
+    pub async fn short(&self) {
+        self.short.notified().await;
     }
 
     pub(crate) fn peers(&self) -> Vec<Arc<Peer>> {
@@ -226,7 +260,7 @@ impl Router {
             found.push((score, Candidate { peer, offer, maximum }));
         }
         if found.is_empty() {
-            if !why.accepts.is_empty() {
+            if why.channels == 0 || !why.accepts.is_empty() {
                 self.short.notify_one();
             }
             return Err(why.explain(self, model));
@@ -392,6 +426,15 @@ impl Upstream for Arc<Router> {
 
     fn describe(&self, model: B256) -> serde_json::Value {
         self.peers().iter().filter(|p| !self.is_banned(p.node)).filter_map(|p| p.shown(model)).collect()
+    }
+
+    fn node(&self, node: Address) -> Later<'_, Result<NodeInfo, String>> {
+        Box::pin(async move {
+            // No other is asked: an address that anybody may register is no reason to connect to it.
+            let peer = self.peers().into_iter().find(|p| p.node == node);
+            let peer = peer.ok_or_else(|| "this gateway has no open channel to the node".to_owned())?;
+            peer.client.info().await.map_err(|e| shown(&e.to_string()))
+        })
     }
 
     fn receipt(&self, digest: B256) -> Result<Option<serde_json::Value>, ApiError> {

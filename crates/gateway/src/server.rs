@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use alloy::primitives::{B256, keccak256};
+use alloy::primitives::{Address, B256, keccak256};
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Path, Request, State};
@@ -74,6 +74,7 @@ impl Gateway {
             .route("/v1/chat/completions", post(chat))
             .route("/v1/completions", post(completion))
             .route("/v1/receipts/{digest}", get(receipt))
+            .route("/v1/nodes/{node}", get(node))
             .layer(middleware::from_fn_with_state(self.clone(), with_key))
             .route("/", get(page::index))
             .route("/assets/{*path}", get(page::asset))
@@ -167,6 +168,7 @@ async fn identified(State(gateway): State<Arc<Gateway>>, mut request: Request, n
         | "/metrics") => known.to_owned(),
         p if p.starts_with("/v1/models/") => "/v1/models/".to_owned(),
         p if p.starts_with("/v1/receipts/") => "/v1/receipts/".to_owned(),
+        p if p.starts_with("/v1/nodes/") => "/v1/nodes/".to_owned(),
         _ => "other".to_owned(),
     };
     request.extensions_mut().insert(RequestId(id.clone()));
@@ -250,6 +252,17 @@ async fn receipt(
     })?;
     let found = gateway.upstream.receipt(digest)?;
     found.map(Json).ok_or_else(|| ApiError::not_found(format!("this gateway has no receipt {digest}")))
+}
+
+async fn node(State(gateway): State<Arc<Gateway>>, Path(node): Path<String>) -> Result<impl IntoResponse, ApiError> {
+    let node: Address = node
+        .parse()
+        .map_err(|_| ApiError::invalid("node", "invalid_value", "a node is 0x and 40 hexadecimal digits"))?;
+    let (info, why) = match gateway.upstream.node(node).await {
+        Ok(info) => (Some(info), None),
+        Err(why) => (None, Some(why)),
+    };
+    Ok(Json(json!({ "node": node, "info": info, "why": why })))
 }
 
 /// Whether it makes sense to send requests here: for every model somebody answers.

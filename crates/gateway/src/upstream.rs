@@ -3,9 +3,9 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use alloy::primitives::B256;
+use alloy::primitives::{Address, B256};
 use sworn_isa::Sampling;
-use sworn_receipts::Tier;
+use sworn_receipts::{NodeInfo, Tier};
 use tokio::sync::{mpsc, watch};
 
 use crate::error::ApiError;
@@ -125,4 +125,7 @@ pub trait Upstream: Send + Sync {
 
     /// A kept receipt file.
     fn receipt(&self, digest: B256) -> Result<Option<serde_json::Value>, ApiError>;
+
+    /// What a node says of itself, or why it is not known.
+    fn node(&self, node: Address) -> Later<'_, Result<NodeInfo, String>>;
 }

@@ -35,7 +35,7 @@ async fn smollm2_serves_the_official_clients() {
 
     let cache = std::env::var_os("SWORN_CACHE").map(PathBuf::from);
     let cache = cache.or_else(|| std::env::home_dir().map(|h| h.join(".cache/sworn"))).unwrap();
-    let mut python = Command::new(cache.join("clients/bin/python"));
+    let mut python = Command::new(cache.join("python/bin/python"));
     python.arg(clients.join("check.py")).args([&base, "small"]);
     run(python).await;
 

@@ -335,3 +335,19 @@ async fn latency_added_before_the_first_token() {
         eprintln!("p{part}: {a:.2} ms alone, {t:.2} ms through the gateway, {:.2} ms added", t - a);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_described_only_if_it_can_be_paid() {
+    let w = World::new();
+    let cheap = w.cheap().await;
+    let g = w.gateway(&[&cheap], "state").await;
+    let stranger = json!(alloy::primitives::Address::repeat_byte(7));
+    let (status, told) = g.get(&format!("/v1/nodes/{}", stranger.as_str().unwrap())).await;
+    assert_eq!((status, &told["info"]), (200, &json!(null)));
+    assert!(told["why"].as_str().unwrap().contains("no open channel"), "{told}");
+    assert_eq!(g.get("/v1/nodes/me").await.0, 400);
+    let (status, told) = g.get(&format!("/v1/nodes/{}", cheap.key.address())).await;
+    // This one has nothing to say of itself, but it was asked.
+    assert_eq!((status, &told["info"]), (200, &json!(null)));
+    assert!(!told["why"].as_str().unwrap().contains("no open channel"), "{told}");
+}

@@ -28,7 +28,7 @@ use tokio::time::Sleep;
 use sworn_bindings::sampling_word;
 use sworn_commit::HeadOpening;
 use sworn_engine::EngineError;
-use sworn_receipts::Refusal;
+use sworn_receipts::{NodeInfo, Refusal};
 
 use crate::Error;
 use crate::measure;
@@ -162,25 +162,28 @@ async fn health() -> impl IntoResponse {
     Json(json!({ "status": "ok" }))
 }
 
-async fn info(State(http): State<Arc<Http>>) -> Result<impl IntoResponse, Fault> {
+async fn info(State(http): State<Arc<Http>>) -> Result<Json<NodeInfo>, Fault> {
     let shared = &http.shared;
     let jobs = shared.journal.jobs()?;
     let active = jobs.iter().filter(|r| !r.closed && r.mine);
     let unanswered = active.clone().filter(|r| r.answer.is_none()).count();
     let running = shared.executing();
-    Ok(Json(json!({
-        "account": shared.sender.account(),
-        "chainId": shared.sender.chain().deployment().chain_id,
-        "market": shared.sender.chain().deployment().market,
-        "models": shared.prover.models(),
-        "acceptsOpenJobs": shared.config.accept_open,
-        "channels": shared.channels.as_ref().map(|c| c.domain.channels),
-        "answersRunning": shared.channels.as_ref().map_or(0, |c| c.answering()),
-        "jobsUnderWay": active.count(),
-        "jobsRunning": running,
-        "jobsWaiting": unanswered.saturating_sub(running),
-        "version": env!("CARGO_PKG_VERSION"),
-    })))
+    let deployment = shared.sender.chain().deployment();
+    Ok(Json(NodeInfo {
+        account: shared.sender.account(),
+        chain_id: deployment.chain_id,
+        market: deployment.market,
+        models: shared.prover.models(),
+        accepts_open_jobs: shared.config.accept_open,
+        channels: shared.channels.as_ref().map(|c| c.domain.channels),
+        engines: shared.prover.engines(),
+        answers_running: shared.channels.as_ref().map_or(0, |c| c.answering()),
+        answers_at_most: shared.channels.as_ref().map_or(0, |c| c.terms.streams),
+        jobs_under_way: active.count(),
+        jobs_running: running,
+        jobs_waiting: unanswered.saturating_sub(running),
+        version: env!("CARGO_PKG_VERSION").into(),
+    }))
 }
 
 pub(crate) fn number<T: std::str::FromStr>(text: &str, what: &str) -> Result<T, Fault> {

@@ -13,7 +13,7 @@
 //! | path | body |
 //! |---|---|
 //! | `/health` | `{"status": "ok"}` |
-//! | `/v1/info` | account, models, version, jobs under way, how many of them run and wait to |
+//! | `/v1/info` | account, models, version, what computes, jobs under way and how many of them run and wait to, answers under way and their places: [`sworn_receipts::NodeInfo`] |
 //! | `/v1/jobs/{id}` | state, model, prompt, sampling, seed, tokens, layersRoot |
 //! | `/v1/jobs/{id}/trace` | every leaf, 32 bytes each, layer-major, as [`sworn_commit::TraceTree::encode`] |
 //! | `/v1/offers`, `/v1/channels/…` | payment by receipts, see [`sworn_receipts::wire`]: offers, answers as they are made, receipts and their traces |

@@ -12,7 +12,7 @@ use sworn_commit::{HeadRow, Manifest, RunParams, TraceDims, TraceTree};
 use sworn_engine::{Backend, Cpu, EngineError, Limits, Request, Scheduler, audit, replay};
 use sworn_isa::SectionKind;
 use sworn_isa::logprob::LogProbs;
-use sworn_receipts::Receipt;
+use sworn_receipts::{Engine, Receipt};
 
 use crate::{Error, Result};
 
@@ -82,6 +82,11 @@ impl Execution {
 pub trait Prover: Send + Sync + 'static {
     /// Models it has.
     fn models(&self) -> Vec<B256>;
+
+    /// What it computes with, each once.
+    fn engines(&self) -> Vec<Engine> {
+        Vec::new()
+    }
 
     /// Blocks of a model it has.
     fn layers(&self, model: B256) -> Option<u16>;
@@ -263,6 +268,14 @@ impl EngineProver {
 impl Prover for EngineProver {
     fn models(&self) -> Vec<B256> {
         self.models.keys().copied().collect()
+    }
+
+    fn engines(&self) -> Vec<Engine> {
+        let engine = |s: &Served| Engine { backend: s.backend.name().into(), adapter: s.backend.adapter() };
+        let mut engines: Vec<Engine> = self.models.values().map(engine).collect();
+        engines.sort();
+        engines.dedup();
+        engines
     }
 
     fn layers(&self, model: B256) -> Option<u16> {

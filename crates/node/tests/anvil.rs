@@ -548,7 +548,8 @@ async fn node_process() {
     let chain =
         sworn_chain::Chain::connect(&text("rpc"), deployment).await.unwrap().with_poll(Duration::from_millis(20));
     let store = Store::open(PathBuf::from(text("data")).join("journal.redb"), &chain).unwrap();
-    let sender = Sender::new(chain, text("key").parse().unwrap(), store.clone(), Default::default());
+    let sender =
+        Sender::new(chain, text("key").parse::<PrivateKeySigner>().unwrap(), store.clone(), Default::default());
     let model = Arc::new(Model::load(text("model")).unwrap());
     let prover = Arc::new(EngineProver::new().with_cpu(Cpu::with_threads(model, 1).unwrap()));
     let config = NodeConfig::new(text("data"));
@@ -591,7 +592,8 @@ async fn a_process_killed_by_the_system_resumes() {
             .stdout(std::process::Stdio::null())
             .spawn()
             .unwrap();
-        tokio::time::sleep(Duration::from_millis(10 + (kills * 7) % 90)).await;
+        // Longer each time: on a slow machine too it gets somewhere before it dies.
+        tokio::time::sleep(Duration::from_millis(10 + (kills * 7) % 90 + kills * 3)).await;
         assert!(child.try_wait().unwrap().is_none(), "the node ended by itself");
         // SIGKILL: nothing of it runs again.
         child.kill().unwrap();
@@ -730,6 +732,8 @@ async fn visitors_get_clear_refusals_and_cannot_exhaust_the_node() {
             );
         }
     }
+    let info = sworn_receipts::Client::new(&node.url, Default::default()).unwrap().info().await.unwrap();
+    assert_eq!((info.account, &info.models[..], info.jobs_under_way), (world.me(), &[world.id()][..], 1));
     let client = reqwest::Client::new();
     let response = client.post(format!("{}/v1/info", node.url)).body(vec![0; 1 << 20]).send().await;
     assert!(response.is_err() || response.unwrap().status() == 405);

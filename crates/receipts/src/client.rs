@@ -9,13 +9,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::sse::SseReader;
-use crate::wire::{Answered, Ask, ChannelState, Code, End, Event, ReceiptPage, Refusal, SignedOffer};
+use crate::wire::{Answered, Ask, ChannelState, Code, End, Event, NodeInfo, ReceiptPage, Refusal, SignedOffer};
 use crate::{Error, Result};
 
 /// Bytes of a refusal that are read.
 const REFUSAL: u64 = 16 << 10;
 /// Bytes of a list of offers.
 const OFFERS: u64 = 1 << 20;
+/// Bytes of what a node says of itself.
+const INFO: u64 = 64 << 10;
 /// Bytes of one receipt with its tokens.
 const RECEIPT: u64 = 1 << 20;
 /// Bytes of a page of receipts.
@@ -75,6 +77,14 @@ impl Client {
     /// The node cannot be reached, refuses or talks nonsense.
     pub async fn offers(&self) -> Result<Vec<SignedOffer>> {
         self.get("v1/offers", OFFERS).await
+    }
+
+    /// What it says of itself.
+    ///
+    /// # Errors
+    /// As [`Self::offers`].
+    pub async fn info(&self) -> Result<NodeInfo> {
+        self.get("v1/info", INFO).await
     }
 
     /// Asks for an answer. Dropping the [`Answer`] hangs up, which ends the answer on the node's side.

@@ -27,6 +27,6 @@ pub use signing::{recover, sign, sign_sync};
 pub use sse::{SseEvent, SseReader};
 pub use typed::{Domain, Offer, Receipt, Tier, Voucher};
 pub use wire::{
-    Answered, Ask, ChannelState, Code, End, Event, Finish, InFlight, Logprobs, ReceiptPage, Refusal, SignedOffer,
-    SignedReceipt, SignedVoucher, TopToken,
+    Answered, Ask, ChannelState, Code, End, Engine, Event, Finish, InFlight, Logprobs, NodeInfo, ReceiptPage, Refusal,
+    SignedOffer, SignedReceipt, SignedVoucher, TopToken,
 };

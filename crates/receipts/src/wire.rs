@@ -17,7 +17,7 @@
 
 use std::fmt;
 
-use alloy::primitives::{B256, Bytes, U256};
+use alloy::primitives::{Address, B256, Bytes, U256};
 use serde::{Deserialize, Serialize};
 use sworn_bindings::{order_hash, run_params};
 use sworn_commit::{RunParams, sequence};
@@ -384,4 +384,47 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.error)
     }
+}
+
+/// What a node says of itself; nothing of it is proven.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeInfo {
+    /// Its account.
+    pub account: Address,
+    /// The chain's id.
+    pub chain_id: u64,
+    /// The market.
+    pub market: Address,
+    /// Models it has.
+    pub models: Vec<B256>,
+    /// Whether it takes open jobs.
+    pub accepts_open_jobs: bool,
+    /// The contract of the channels it serves; none: it serves none.
+    pub channels: Option<Address>,
+    /// What computes.
+    #[serde(default)]
+    pub engines: Vec<Engine>,
+    /// Answers over channels under way.
+    pub answers_running: usize,
+    /// How many there may be.
+    #[serde(default)]
+    pub answers_at_most: usize,
+    /// Jobs that it has taken and that are not closed.
+    pub jobs_under_way: usize,
+    /// Jobs that are being executed.
+    pub jobs_running: usize,
+    /// Jobs that wait for that.
+    pub jobs_waiting: usize,
+    /// Its program's version.
+    pub version: String,
+}
+
+/// What computes a model.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Engine {
+    /// The kind: cpu, wgpu.
+    pub backend: String,
+    /// The device, in its driver's words.
+    pub adapter: String,
 }

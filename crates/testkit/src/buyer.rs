@@ -1,6 +1,6 @@
 //! Somebody who buys answers with vouchers, and keeps the receipts.
 
-use alloy::primitives::{B256, U256};
+use alloy::primitives::{Address, B256, U256};
 use alloy::signers::local::PrivateKeySigner;
 use sworn_bindings::{IChannels, IERC20};
 use sworn_receipts::{Ask, Client, ClientOptions, Domain, Event, SignedReceipt, check_answer, sign_sync};
@@ -15,11 +15,13 @@ type Result<T, E = DevnetError> = std::result::Result<T, E>;
 pub struct Buyer {
     /// Its id.
     pub channel: B256,
+    /// Who must have signed receipts: the node's account, or a session key of it.
+    pub node_key: Address,
     domain: Domain,
     client: Client,
     key: PrivateKeySigner,
     model: B256,
-    node: alloy::primitives::Address,
+    node: Address,
     requests: u64,
     /// What was promised so far: more than it costs.
     promised: u128,
@@ -48,6 +50,7 @@ impl Buyer {
             key,
             model: stage.model.id().into(),
             node,
+            node_key: node,
             requests: 0,
             promised: 0,
         })
@@ -99,7 +102,7 @@ impl Buyer {
             match event {
                 Event::Token { token, .. } => tokens.push(token),
                 Event::Receipt { signed, .. } => {
-                    check_answer(&self.domain, self.channel, &ask, &tokens, &signed, |a| a == self.node)
+                    check_answer(&self.domain, self.channel, &ask, &tokens, &signed, |a| a == self.node_key)
                         .map_err(DevnetError::other)?;
                     return Ok((tokens, signed));
                 }

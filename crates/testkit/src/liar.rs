@@ -18,7 +18,7 @@ use sworn_isa::logprob::LogProbs;
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, directory};
 use sworn_node::{Conduct, Error, Execution, Job, Prover};
-use sworn_receipts::Receipt;
+use sworn_receipts::{Engine, Receipt};
 
 use crate::tamper::{self, Wanted};
 
@@ -413,6 +413,10 @@ pub fn perturb(model: &Model, seed: u64, scratch: &Path) -> Result<Model, Error>
 impl Prover for Liar {
     fn models(&self) -> Vec<B256> {
         self.0.honest.keys().copied().collect()
+    }
+
+    fn engines(&self) -> Vec<Engine> {
+        self.0.honest.values().map(|cpu| Engine { backend: cpu.name().into(), adapter: cpu.adapter() }).collect()
     }
 
     fn layers(&self, model: B256) -> Option<u16> {

@@ -128,6 +128,13 @@ pub fn sworn() -> Result<PathBuf> {
     found.ok_or_else(|| DevnetError::other("the program `sworn` is not built: run `cargo build --workspace --bins`"))
 }
 
+/// Somebody's keystore signs.
+fn signed_by(command: &mut Command, actor: &Actor) -> Result<()> {
+    let (key, password) = actor.keystore()?;
+    command.arg("--key").arg(key).arg("--password-file").arg(password);
+    Ok(())
+}
+
 /// The JSON that a program prints.
 fn printed(command: &mut Command) -> Result<Value> {
     let output = command.output().map_err(DevnetError::other)?;
@@ -198,11 +205,21 @@ impl Stage {
     pub async fn node_of(&self, operator: &Actor, listen: &str, arguments: &[&str]) -> Result<Process> {
         let mut command = Command::new(sworn()?);
         command.args(["node", "run"]);
-        self.common(&mut command, operator)?;
-        command.args(["--listen", listen, "--backend", "cpu"]).args(arguments);
-        let process = Process::start(&operator.name, self.net.dir.path(), &mut command)?;
+        signed_by(&mut command, operator)?;
+        command.args(["--listen", listen]).args(arguments);
+        let process = self.node_as(operator, command)?;
         process.wait("started", Duration::from_secs(60)).await?;
         Ok(process)
+    }
+
+    /// Starts a `sworn node run` that says itself where its key is and where it listens.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn node_as(&self, operator: &Actor, mut command: Command) -> Result<Process> {
+        self.about(&mut command, operator);
+        command.args(["--backend", "cpu"]);
+        Process::start(&operator.name, self.net.dir.path(), &mut command)
     }
 
     /// Starts `sworn watch`.
@@ -225,18 +242,17 @@ impl Stage {
         Process::start(&who.name, self.net.dir.path(), &mut command)
     }
 
-    /// Starts `sworn gateway` with a key that signs vouchers, for a model of the store; and where it listens.
+    /// Starts `sworn gateway` with a key that signs vouchers, for a model by name or path; and where it listens.
     ///
     /// # Errors
     /// It does not start.
-    pub async fn gateway(&self, signer: &Actor, model: &str) -> Result<(Process, String)> {
-        let (key, password) = signer.keystore()?;
+    pub async fn gateway(&self, signer: &Actor, model: &str, arguments: &[&str]) -> Result<(Process, String)> {
         let listen = format!("127.0.0.1:{}", free_port()?);
         let mut command = Command::new(sworn()?);
         command.args(["gateway", "--json", "--log", "info", "--rpc", &self.net.rpc, "--listen", &listen]);
         command.arg("--deployment").arg(self.net.deployment_file());
-        command.arg("--key").arg(key).arg("--password-file").arg(password);
-        command.args(["--model", model]).arg("--state").arg(signer.dir.join("state"));
+        signed_by(&mut command, signer)?;
+        command.args(["--model", model]).args(arguments).arg("--state").arg(signer.dir.join("state"));
         let process = Process::start("gateway", self.net.dir.path(), &mut command)?;
         process.wait("listening", Duration::from_secs(60)).await?;
         Ok((process, format!("http://{listen}")))
@@ -271,22 +287,24 @@ impl Stage {
     /// # Errors
     /// It fails, or prints something else.
     pub fn does(&self, who: &Actor, verb: &[&str]) -> Result<Value> {
-        let (key, password) = who.keystore()?;
         let mut command = Command::new(sworn()?);
         command.args(verb).args(["--json", "--rpc", &self.net.rpc]);
         command.arg("--deployment").arg(self.net.deployment_file()).arg("--home").arg(self.net.dir.path().join("home"));
-        command.arg("--key").arg(key).arg("--password-file").arg(password);
+        signed_by(&mut command, who)?;
         printed(&mut command)
     }
 
     fn common(&self, command: &mut Command, actor: &Actor) -> Result<()> {
-        let (key, password) = actor.keystore()?;
+        self.about(command, actor);
+        signed_by(command, actor)
+    }
+
+    /// Chain, model and somebody's state.
+    fn about(&self, command: &mut Command, actor: &Actor) {
         command.args(["--json", "--log", "info", "--rpc", &self.net.rpc]);
         command.arg("--deployment").arg(self.net.deployment_file());
-        command.arg("--key").arg(key).arg("--password-file").arg(password);
         command.arg("--home").arg(self.net.dir.path().join("home"));
         command.arg("--model").arg(self.model.path()).arg("--state").arg(actor.dir.join("state"));
-        Ok(())
     }
 
     /// Stake, endpoint and price of a node.

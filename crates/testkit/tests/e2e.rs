@@ -43,7 +43,7 @@ impl Watcher {
         let task = tokio::spawn(async move {
             let tell =
                 move |e: &sworn_watcher::WatcherEvent| sink.lock().unwrap().push(serde_json::to_value(e).unwrap());
-            watch(config, Some(key), tell, std::future::pending()).await.unwrap();
+            watch(config, Some(key.into()), tell, std::future::pending()).await.unwrap();
         });
         Watcher::Task { events, task }
     }

@@ -68,7 +68,7 @@ async fn e2e_a_node_is_killed_in_the_middle_of_an_answer() {
     let dear = stage.node_of(&rival, &elsewhere, &[]).await.unwrap();
     let channel = open(&stage, &stage.operator, &signer).await;
     open(&stage, &rival, &signer).await;
-    let (gateway, url) = stage.gateway(&signer, MODEL).await.unwrap();
+    let (gateway, url) = stage.gateway(&signer, MODEL, &[]).await.unwrap();
     let http = reqwest::Client::new();
     let start = Instant::now();
     while http.get(format!("{url}/ready")).send().await.unwrap().status() != 200 {

@@ -63,7 +63,7 @@ async fn e2e_a_wallet_pays_an_answer_comes_and_its_trial_is_drawn() {
     let mut stage = Stage::stored(model).await.unwrap();
     let signer = stage.net.actor("gateway").await.unwrap();
     let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR", "--seed", "3", "--redeem-at", "1"]).await.unwrap();
-    let (gateway, url) = stage.gateway(&signer, "smollm2-135m").await.unwrap();
+    let (gateway, url) = stage.gateway(&signer, "smollm2-135m", &[]).await.unwrap();
     // Screenshots stay where the build's other results are.
     let shots = Path::new(LIAR).parent().unwrap().join("page-screenshots");
     let mut script = Script::start(&json!({

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use alloy::network::EthereumWallet;
 use alloy::primitives::{Address, B256, U256};
-use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolCall;
 use sworn_bindings::IChallenges::IChallengesEvents;
 use sworn_bindings::IMarket::IMarketEvents;
@@ -95,7 +95,7 @@ impl Config {
 /// waited out.
 pub async fn watch(
     config: Config,
-    key: Option<PrivateKeySigner>,
+    key: Option<EthereumWallet>,
     tell: impl FnMut(&WatcherEvent) + Send,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<()> {
@@ -118,7 +118,6 @@ pub async fn watch(
     let from = config.deployment.block.max(checkpoint.saturating_sub(OVERLAP));
     let chain = Chain::connect(&config.rpc, Deployment { block: from, ..config.deployment.clone() }).await?;
 
-    let account = key.as_ref().map(PrivateKeySigner::address);
     let sender =
         key.filter(|_| !config.dry_run).map(|k| Sender::new(chain.clone(), k, store.clone(), config.sender.clone()));
     let params = chain.challenges().params().call().await.map_err(sworn_chain::Error::from)?;
@@ -131,8 +130,8 @@ pub async fn watch(
         config,
         chain,
         store,
+        me: sender.as_ref().map(Sender::account).unwrap_or_default(),
         sender,
-        me: account.unwrap_or_default(),
         executors,
         cursor: Some(cursor),
         challenger_turn,
@@ -152,6 +151,7 @@ pub async fn watch(
         only: None,
         now: 0,
     };
+    let account = watcher.sender.as_ref().map(Sender::account);
     watcher.started(account, from);
     watcher.prepare().await?;
     if let Some(case) = watcher.config.case.take() {

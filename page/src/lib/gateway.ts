@@ -91,6 +91,21 @@ export async function payable(model: string, node: Address, patience = 30_000): 
   return false;
 }
 
+/** What a node says of itself. */
+export interface NodeInfo {
+  engines: { backend: string; adapter: string }[];
+  answersRunning: number;
+  answersAtMost: number;
+  jobsRunning: number;
+  jobsWaiting: number;
+  version: string;
+}
+
+/** What it says, or why that is not known. */
+export async function nodeInfo(node: Address): Promise<{ info: NodeInfo | null; why: string | null }> {
+  return (await ask(`/v1/nodes/${node}`)).json();
+}
+
 /** Asks, and tells of every piece as it comes. */
 export async function chat(
   model: string,

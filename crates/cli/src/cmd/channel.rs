@@ -49,11 +49,16 @@ pub(super) async fn run(settings: &Settings, verb: args::Channel) -> Result<Exit
         args::Channel::List { of, all } => {
             let of = match of {
                 Some(of) => of,
-                None => settings.account()?,
+                None => settings.account().await?,
             };
             list(settings, of, all).await?;
         }
-        args::Channel::Open { node, amount, signer } => open(settings, node, &amount, signer).await?,
+        args::Channel::Open { node, amount, signer } => {
+            let account = Account::open(settings).await?;
+            let amount = account.link.currency.parse(&amount)?;
+            let (channel, transactions) = open(&account, node, amount, signer).await?;
+            settings.out.result(&Opened { channel, transactions }, |o| o.channel.to_string())?;
+        }
         verb => {
             let account = Account::open(settings).await?;
             let receipts = send(&account, verb).await?;
@@ -76,12 +81,7 @@ async fn send(account: &Account, verb: args::Channel) -> Result<Vec<Receipt>> {
             receipts.push(account.send(channels, &IChannels::depositCall { amount }).await?);
             receipts
         }
-        args::Channel::Topup { channel, amount } => {
-            let amount = currency.parse(&amount)?;
-            let mut receipts = fund(account, amount).await?;
-            receipts.push(account.send(channels, &IChannels::topUpCall { channelId: channel, amount }).await?);
-            receipts
-        }
+        args::Channel::Topup { channel, amount } => top_up(account, channel, currency.parse(&amount)?).await?,
         args::Channel::Close { channel } => close(account, channel).await?,
         args::Channel::Withdraw => {
             if balance(account).await?.is_zero() {
@@ -98,6 +98,14 @@ async fn balance(account: &Account) -> Result<U256> {
     account.link.chain.channels().balanceOf(account.address()).call().await.viewed()
 }
 
+/// Adds to a channel.
+pub(super) async fn top_up(account: &Account, channel: B256, amount: u128) -> Result<Vec<Receipt>> {
+    let mut receipts = fund(account, amount).await?;
+    let call = IChannels::topUpCall { channelId: channel, amount };
+    receipts.push(account.send(account.link.chain.deployment().channels, &call).await?);
+    Ok(receipts)
+}
+
 /// Deposits what the balance lacks for `amount`.
 async fn fund(account: &Account, amount: u128) -> Result<Vec<Receipt>> {
     let missing = U256::from(amount).saturating_sub(balance(account).await?);
@@ -111,11 +119,15 @@ async fn fund(account: &Account, amount: u128) -> Result<Vec<Receipt>> {
     Ok(receipts)
 }
 
-async fn open(settings: &Settings, node: Address, amount: &str, signer: Option<Address>) -> Result<()> {
-    let account = Account::open(settings).await?;
-    let amount = account.link.currency.parse(amount)?;
+/// Opens a channel; its name, and the transactions that it took.
+pub(super) async fn open(
+    account: &Account,
+    node: Address,
+    amount: u128,
+    signer: Option<Address>,
+) -> Result<(B256, Vec<Receipt>)> {
     let channels = account.link.chain.deployment().channels;
-    let mut receipts = fund(&account, amount).await?;
+    let mut receipts = fund(account, amount).await?;
     let mut salt = B256::ZERO;
     rand::rngs::OsRng
         .try_fill_bytes(&mut salt.0)
@@ -130,7 +142,7 @@ async fn open(settings: &Settings, node: Address, amount: &str, signer: Option<A
     receipts.push(receipt);
     let channel =
         channel.ok_or_else(|| Fault::failed("the chain did not say which channel was opened: use another RPC"))?;
-    settings.out.result(&Opened { channel, transactions: receipts }, |o| o.channel.to_string())
+    Ok((channel, receipts))
 }
 
 /// Begins to close, or ends what was begun when its time has come.

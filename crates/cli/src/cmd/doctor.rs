@@ -69,7 +69,7 @@ pub(super) async fn run(settings: &Settings, command: Doctor) -> Result<ExitCode
     adapters(&mut found, command.engine.backend);
     programs(&mut found);
     if !command.offline {
-        key(&mut found, settings);
+        key(&mut found, settings).await;
         chain(&mut found, settings).await;
     }
     let report = Report { ok: found.0.iter().all(|c| c.state != State::Fault), checks: found.0 };
@@ -165,12 +165,15 @@ fn programs(found: &mut Findings) {
     }
 }
 
-fn key(found: &mut Findings, settings: &Settings) {
-    match settings.key_file() {
+async fn key(found: &mut Findings, settings: &Settings) {
+    match settings.key_place() {
         Err(_) => found.note("key", "none given: nothing can be signed", "sworn key new, then --key FILE or SWORN_KEY"),
-        Ok(path) => match crate::keystore::check(path).and_then(|()| settings.account()) {
-            Ok(account) => found.ok("key", format!("{account} in {}", path.display())),
+        Ok(place) => match place.check() {
             Err(e) => found.fault("key", e.to_string(), "sworn key new makes a keystore"),
+            Ok(()) => match settings.account().await {
+                Ok(account) => found.ok("key", format!("{account} in {place}")),
+                Err(e) => found.fault("key", e.to_string(), "check --key (SWORN_KEY)"),
+            },
         },
     }
 }
@@ -223,7 +226,7 @@ async fn chain(found: &mut Findings, settings: &Settings) {
             }
         }
     }
-    if let Ok(account) = settings.account() {
+    if let Ok(account) = settings.account().await {
         match link.chain.balances(account).await {
             Ok(b) if b.native.is_zero() => found.fault(
                 "gas",

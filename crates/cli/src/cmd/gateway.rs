@@ -1,5 +1,7 @@
 //! `sworn gateway`.
 
+mod auto_open;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +13,11 @@ use sworn_gateway::{Config, Follower, Gateway, Limits, Offered, Page, Router, Ro
 use sworn_receipts::{ClientOptions, Domain};
 use tokio::net::TcpListener;
 
+use crate::account_key::AccountKey;
 use crate::args;
 use crate::events::stop_signal;
 use crate::fault::{Doing, Fault, Result};
-use crate::link::{Link, Viewed};
+use crate::link::{Account, Link, Viewed};
 use crate::models;
 use crate::output::note;
 use crate::settings::Settings;
@@ -34,14 +37,20 @@ struct Listening {
 pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<ExitCode> {
     // Cheap checks first; a model takes a while to load, the password a person.
     let deployment = settings.deployment()?;
-    settings.key_file()?;
+    settings.key_place()?;
     let api_keys = command.api_key_file.as_deref().map(api_keys).transpose()?.unwrap_or_default();
     let link = Link::to(&settings.rpc, deployment).await?;
     let max_price = command.max_price.as_deref().map(|p| link.currency.parse(p)).transpose()?;
-    let key = settings.signer()?;
+    let key = settings.open_key().await?.local("vouchers, one for every request: open channels with --signer")?;
     let signer = key.address();
+    let terms = auto_open::Terms::of(&command.auto, &link.currency)?;
     let state = command.state.unwrap_or_else(|| settings.home.join("gateway").join(signer.to_string()));
     let store = Store::open(state.join("gateway.redb"), &link.chain)?;
+    let payer = match terms {
+        // A journal of its own: the account's other commands go on beside the gateway.
+        Some(_) => Some(Account::with_key(link.clone(), AccountKey::Local(key.clone()), state.join("wallet")).await?),
+        None => None,
+    };
 
     let mut offered = Vec::new();
     for name in &command.model {
@@ -73,7 +82,7 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
     let count = channels.len();
     router.set_channels(channels);
     router.probe().await;
-    if count == 0 {
+    if count == 0 && terms.is_none() {
         note(format!(
             "no open channel names {signer} as its signer yet: `sworn channel open NODE AMOUNT --signer {signer}` opens one"
         ));
@@ -86,6 +95,7 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
         max_new: command.default_max_tokens,
         ..Limits::default()
     };
+    let ids = offered.iter().map(|o| o.model.id().into()).collect();
     let models = offered.iter().map(|o| o.name.clone()).collect();
     let page = (!command.no_page).then(|| Page {
         // A chain on this machine is read by its browsers too; any other RPC may have a key in it that is not theirs.
@@ -111,10 +121,16 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
         let router = router.clone();
         async move { router.keep().await }
     });
+    let opening = terms.zip(payer).map(|(terms, payer)| {
+        tokio::spawn(auto_open::AutoOpen::new(payer, router.clone(), ids, terms, settings.out).keep())
+    });
     let following = tokio::spawn(follower.follow(router, FOLLOW));
     let served = gateway.serve(listener, stop_signal()).await;
     keeping.abort();
     following.abort();
+    if let Some(opening) = opening {
+        opening.abort();
+    }
     served.doing(|| "the gateway's listener failed".into())?;
     Ok(ExitCode::SUCCESS)
 }

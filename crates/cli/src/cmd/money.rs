@@ -53,7 +53,7 @@ pub(super) async fn run(settings: &Settings, command: args::Money) -> Result<Exi
     }
     let address = match command.address {
         Some(address) => address,
-        None => settings.account()?,
+        None => settings.account().await?,
     };
     let link = Link::open(settings).await?;
     let report = report(&link, address).await?;

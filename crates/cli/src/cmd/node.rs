@@ -1,6 +1,6 @@
 //! `sworn node`.
 
-mod list;
+pub(super) mod list;
 mod price;
 mod suggest;
 
@@ -8,12 +8,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use alloy::primitives::{Address, B256, U256};
-use alloy::signers::local::PrivateKeySigner;
 use serde::Serialize;
 use sworn_bindings::INodes;
 use sworn_chain::{Receipt, Sender, SenderOptions, Store};
 use sworn_node::{ChannelTerms, EngineProver, EventSink, Honest, NodeConfig};
 
+use crate::account_key::AccountKey;
 use crate::args;
 use crate::backend;
 use crate::events::{EventLog, stop_signal};
@@ -145,7 +145,7 @@ async fn withdraw(account: &Account) -> Result<Vec<Receipt>> {
 async fn status(settings: &Settings, address: Option<Address>) -> Result<()> {
     let address = match address {
         Some(address) => address,
-        None => settings.account()?,
+        None => settings.account().await?,
     };
     let link = Link::open(settings).await?;
     let nodes = link.chain.nodes();
@@ -216,14 +216,14 @@ fn channel_terms(
     settings: &Settings,
     receipts: &args::Receipts,
     link: &Link,
-    account: &PrivateKeySigner,
+    account: &AccountKey,
 ) -> Result<Option<ChannelTerms>> {
     if receipts.no_channels {
         return Ok(None);
     }
     let signer = match &receipts.session_key {
         Some(path) => settings.session_signer(path, receipts.session_key_password_file.as_deref())?,
-        None => account.clone(),
+        None => account.clone().local("receipts, one for every answer: give it a --session-key (or --no-channels)")?,
     };
     let mut terms = ChannelTerms::new(signer);
     terms.redeem_at = link.currency.parse(&receipts.redeem_at)?;
@@ -250,11 +250,11 @@ fn state(settings: &Settings, account: Address) -> std::path::PathBuf {
 async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> {
     // Cheap checks first; the model takes a while to load, the password a person.
     let deployment = settings.deployment()?;
-    settings.key_file()?;
+    settings.key_place()?;
     let link = Link::to(&settings.rpc, deployment).await?;
-    let signer = settings.signer()?;
-    let terms = channel_terms(settings, &command.receipts, &link, &signer)?;
-    let data = command.state.unwrap_or_else(|| state(settings, signer.address()));
+    let key = settings.open_key().await?;
+    let terms = channel_terms(settings, &command.receipts, &link, &key)?;
+    let data = command.state.unwrap_or_else(|| state(settings, key.address()));
     let store = Store::open(data.join("node.redb"), &link.chain)?;
     let model = models::load(settings, &command.engine.model)?;
     let choice = command.engine.backend;
@@ -265,7 +265,7 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     })
     .await?;
 
-    let sender = Sender::new(link.chain.clone(), signer, store.clone(), SenderOptions::default());
+    let sender = Sender::new(link.chain.clone(), key, store.clone(), SenderOptions::default());
     let mut config = NodeConfig::new(&data);
     config.listen = Some(command.listen);
     config.accept_open = command.open_jobs;

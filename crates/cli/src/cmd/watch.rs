@@ -14,7 +14,7 @@ pub(super) async fn run(settings: &Settings, command: Watch) -> Result<ExitCode>
     let deployment = settings.deployment()?;
     // A dead RPC is told before the model is loaded and the password asked for.
     sworn_chain::Chain::connect(&settings.rpc, deployment.clone()).await?;
-    let key = if command.dry_run { None } else { Some(settings.signer()?) };
+    let key = if command.dry_run { None } else { Some(settings.open_key().await?) };
     let who = key.as_ref().map_or_else(|| "dry-run".to_owned(), |k| k.address().to_string());
     let state = command.state.unwrap_or_else(|| settings.home.join("watch").join(who));
     let model = models::load(settings, &command.engine.model)?;
@@ -33,7 +33,7 @@ pub(super) async fn run(settings: &Settings, command: Watch) -> Result<ExitCode>
             _ = finished.recv() => {}
         }
     };
-    let ended = sworn_watcher::watch(config, key, move |event| log.tell(event), stop).await;
+    let ended = sworn_watcher::watch(config, key.map(Into::into), move |event| log.tell(event), stop).await;
     monitoring.stop().await;
     ended?;
     Ok(ExitCode::SUCCESS)

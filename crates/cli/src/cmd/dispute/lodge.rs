@@ -26,7 +26,7 @@ pub(super) async fn run(settings: &Settings, command: args::Lodge) -> Result<Exi
     let d = link.chain.deployment().clone();
     same_deployment(&file, &d)?;
     let ReceiptFile { signed, input_tokens, tokens, digest, node, .. } = file;
-    let key = settings.signer()?;
+    let key = settings.open_key().await?;
     let model = models::load(settings, command.model.as_deref().unwrap_or(&signed.receipt.modelId.to_string()))?;
     let place = pending(&link, &signed.receipt).await?;
     let chosen = backend::blocking(move || backend::open(model, command.backend)).await?;
@@ -42,7 +42,7 @@ pub(super) async fn run(settings: &Settings, command: args::Lodge) -> Result<Exi
             _ = finished.recv() => {}
         }
     };
-    watch(config, Some(key), move |event| log.tell(event), stop).await?;
+    watch(config, Some(key.into()), move |event| log.tell(event), stop).await?;
     if convicted(&link, digest).await? {
         return Ok(ExitCode::SUCCESS);
     }

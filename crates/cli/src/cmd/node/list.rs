@@ -79,6 +79,14 @@ pub(super) async fn run(settings: &Settings, command: ListNodes) -> Result<()> {
     })
 }
 
+/// Nodes that offer a model and are not convicted, those with the best record first.
+pub(in crate::cmd) async fn by_record(link: &Link, model: B256) -> Result<Vec<Address>> {
+    let mut rows = gather(link, model).await?;
+    rows.retain(|r| r.price.is_some() && !r.convicted && !r.endpoint.is_empty());
+    sort(&mut rows, NodeOrder::Record);
+    Ok(rows.into_iter().map(|r| r.node).collect())
+}
+
 /// The middle of what nodes ask that offer the model and are not convicted, for a prompt and an output token.
 pub(super) async fn market(link: &Link, model: B256) -> Result<(Option<U256>, Option<U256>)> {
     let rows = gather(link, model).await?;

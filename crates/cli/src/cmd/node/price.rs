@@ -35,7 +35,7 @@ pub(super) async fn list(settings: &Settings, command: SetPrice) -> Result<()> {
     let link = Link::open(settings).await?;
     let data = match &command.state {
         Some(data) => data.clone(),
-        None => state(settings, settings.account()?),
+        None => state(settings, settings.account().await?),
     };
     let file = PriceList::file(&data);
     let mut list = PriceList::read(&file).doing(|| {
