@@ -27,6 +27,10 @@ demo: ## Honest answers paid, by job and by receipt, lies proven wrong on chain 
 test: ## Every test: contracts, Rust, end to end
 	@script/test $(TEST_ARGS)
 
+.PHONY: test-long
+test-long: ## The same, with far more of everything that is random (an hour or more)
+	@SWORN_LONG=1 script/test $(TEST_ARGS)
+
 .PHONY: bench
 bench: ## Measure this machine beside llama.cpp, rewrite docs/benchmarks.md (BENCH_ARGS="--quick")
 	@script/bench $(BENCH_ARGS)

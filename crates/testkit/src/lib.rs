@@ -6,8 +6,12 @@
 
 pub mod buyer;
 pub mod cases;
+pub mod court;
 pub mod devnet;
 pub mod fixture;
 pub mod liar;
+pub mod run;
 pub mod scenario;
+pub mod table;
 pub mod tamper;
+pub mod tried;

@@ -6,6 +6,7 @@ use sworn_engine::{Matrix, OpTensor, Simd};
 use sworn_isa::Opcode;
 use sworn_isa::sampling::PENALTY_WINDOW;
 use sworn_testkit::cases::{Case, OperandData, Row, cases};
+use sworn_testkit::tried::tried;
 
 const CASES: usize = 10_000;
 
@@ -59,6 +60,8 @@ fn cpu_kernels_are_the_scalar_reference() {
             }
         }
         let levels: Vec<_> = levels.iter().map(|s| s.name()).collect();
-        println!("{:12} {CASES} cases, {elements} elements, with each of {}", opcode.name(), levels.join(", "));
+        println!("{:12} {elements} elements, with each of {}", opcode.name(), levels.join(", "));
+        let cases = (CASES * levels.len()) as u64;
+        tried("opcodes: cpu kernels against the reference, cases", cases, 0, format!("with {}", levels.join(", ")));
     }
 }

@@ -15,6 +15,7 @@ use sworn_model::{Message, Model};
 use sworn_testkit::devnet::PURSE;
 use sworn_testkit::liar::perturb;
 use sworn_testkit::scenario::{Process, Stage};
+use sworn_testkit::tried::tried;
 use sworn_watcher::{Config, watch};
 use tokio::task::JoinHandle;
 
@@ -117,6 +118,12 @@ async fn play_on(stage: Stage, lie: &str, seed: u64, prompt: &[u32], max_new: u3
         panic!("{lie}: {e}\nwatcher:\n{}\n{}", watcher.story(), liar.complaint(""));
     }
     let lied = liar.wait("lied", Duration::ZERO).await.unwrap();
+    tried(
+        "liars as processes on anvil, all slashed",
+        1,
+        0,
+        "lies and silences of every kind; every token accounted for",
+    );
     Played { lied, watcher }
 }
 

@@ -1,22 +1,16 @@
 //! Whole challenges in memory: the solver against every kind of node, with the rules of `Challenges` enforced by a table.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use alloy::primitives::Address;
-use sworn_commit::witness::Inputs;
-use sworn_commit::{Hash, TraceDims, TraceTree, tensor, trace, tree};
-use sworn_engine::{Backend, Cpu, NoExports, OpHook, OpTensor};
+use sworn_commit::Hash;
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, SyntheticSpec, synthetic};
+use sworn_testkit::run::{PROMPT, Run};
+use sworn_testkit::table::{End, Node, Table};
 use sworn_testkit::tamper::{self, Place};
-use sworn_watcher::game::{Game, Kind, MAX_DEPTH, Opening, OpeningState, Target};
-use sworn_watcher::solver::{self, Asked, Clock, Demand, Learned, Move, Own, Replay};
-
-const PROMPT: u32 = 45;
-const NEW: u32 = 8;
-const NODE_TURN: u64 = 20;
-const CHALLENGER_TURN: u64 = 20;
+use sworn_watcher::game::{Kind, MAX_DEPTH, Opening, OpeningState, Target};
+use sworn_watcher::solver::Demand;
 
 fn model() -> Arc<Model> {
     static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
@@ -26,357 +20,6 @@ fn model() -> Arc<Model> {
             Arc::new(synthetic(&SyntheticSpec::default(), dir.join("m")).unwrap())
         })
         .clone()
-}
-
-type Captured = HashMap<(u16, u32), Vec<Vec<u8>>>;
-
-/// Keeps every operator's output, after the hook that tampers.
-struct Capture {
-    into: Arc<Mutex<Captured>>,
-    lie: Option<Box<dyn OpHook>>,
-}
-
-impl OpHook for Capture {
-    fn after(&mut self, layer: u16, position: u32, op: usize, out: &mut OpTensor) {
-        if let Some(lie) = self.lie.as_mut().filter(|l| l.wants(layer, position)) {
-            lie.after(layer, position, op, out);
-        }
-        let mut all = self.into.lock().unwrap();
-        let ops = all.entry((layer, position)).or_default();
-        assert_eq!(ops.len(), op);
-        ops.push(out.bytes());
-    }
-}
-
-/// A run with every operator's output.
-#[derive(Clone)]
-struct Run {
-    model: Arc<Model>,
-    dims: TraceDims,
-    prompt: Vec<u32>,
-    output: Vec<u32>,
-    selected: Vec<u32>,
-    /// by (layer, row)
-    ops: Captured,
-    leaves: Vec<Vec<Hash>>,
-}
-
-impl Run {
-    /// Generates, or follows `output`.
-    fn new(lie: Option<(Place, u32)>, output: Option<&[u32]>) -> Self {
-        let model = model();
-        let into = Arc::new(Mutex::new(Captured::new()));
-        let inner = into.clone();
-        let model_ = model.clone();
-        let hook = Arc::new(move || {
-            let lie = lie.and_then(|(place, attempt)| tamper::hook(&model_, place, attempt));
-            Box::new(Capture { into: inner.clone(), lie }) as Box<dyn OpHook>
-        });
-        let cpu = Cpu::with_threads(model.clone(), 1).unwrap().with_hook(hook);
-        let prompt: Vec<u32> = (0..PROMPT).map(|i| 3 + i * 7 % 300).collect();
-        let mut session = cpu.session(256).unwrap();
-        let mut selected = session.extend(&prompt, PROMPT - 1, &mut NoExports).unwrap();
-        let mut out = Vec::new();
-        for i in 0..NEW as usize {
-            let next = output.map_or(selected[i], |o| o[i]);
-            out.push(next);
-            if i + 1 < NEW as usize {
-                selected.extend(session.extend(&[next], 0, &mut NoExports).unwrap());
-            }
-        }
-        let dims = TraceDims { layers: model.layers(), n_in: PROMPT, n_out: NEW };
-        let ops: Captured =
-            into.lock().unwrap().drain().filter_map(|((l, p), v)| Some(((l, dims.row(l, p)?), v))).collect();
-        let mut run = Run { model, dims, prompt, output: out, selected, ops, leaves: Vec::new() };
-        run.leaves = (0..dims.layer_count()).map(|l| (0..dims.rows(l)).map(|r| run.leaf(l, r)).collect()).collect();
-        run
-    }
-
-    fn leaf(&self, layer: u16, row: u32) -> Hash {
-        let roots: Vec<_> = self.exports(layer, row).iter().map(|t| tensor::tensor_root(t)).collect();
-        trace::leaf(&roots)
-    }
-
-    fn exports(&self, layer: u16, row: u32) -> Vec<Vec<u8>> {
-        let section = self.model.program().section(self.model.section_kind(layer).unwrap());
-        section.exports().iter().map(|k| self.ops[&(layer, row)][*k].clone()).collect()
-    }
-
-    fn trace(&self) -> TraceTree {
-        TraceTree::new(self.leaves.clone())
-    }
-
-    fn op_roots(&self, layer: u16, row: u32) -> Vec<Hash> {
-        self.ops[&(layer, row)].iter().map(|t| tensor::tensor_root(t)).collect()
-    }
-}
-
-struct RunInputs {
-    run: Arc<Run>,
-    layer: u16,
-    position: u32,
-}
-
-impl Inputs for RunInputs {
-    fn previous(&self) -> Vec<Vec<u8>> {
-        self.run.exports(self.layer - 1, self.position)
-    }
-    fn cached(&self, position: u32) -> Vec<Vec<u8>> {
-        self.run.exports(self.layer, position)
-    }
-    fn weight_row(&self, matrix: u32, row: u32) -> Option<(Vec<u8>, Vec<Hash>)> {
-        let m = &self.run.model;
-        let mut path = m.row_tree(matrix as usize).path(0, row as u64);
-        path.extend(m.weights_tree().path(0, matrix as u64));
-        Some((m.weight(matrix as usize).row(row as usize).to_vec(), path))
-    }
-    fn table(&self, table: u32) -> Option<(Vec<u8>, Vec<Hash>)> {
-        let m = &self.run.model;
-        Some((m.table(table as usize).bytes.clone(), m.tables_tree().path(0, table as u64)))
-    }
-    fn prompt(&self) -> &[u32] {
-        &self.run.prompt
-    }
-    fn output(&self) -> &[u32] {
-        &self.run.output
-    }
-}
-
-/// How a node plays.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Node {
-    /// answers everything
-    Answers,
-    /// answers openings up to this depth of the descent
-    AnswersUpTo(Kind),
-    /// answers nothing
-    Silent,
-}
-
-#[derive(Debug, PartialEq)]
-enum End {
-    Right,
-    Timeout(Target),
-    Proven { opcode: Opcode, layer: u16, row: u32, element: u32, claimed: i64, computed: i64 },
-}
-
-/// The chain: checks each move as the contract does.
-struct Table {
-    node: Node,
-    claimed: Arc<Run>,
-    /// (layer, row) → another operator list than the run's, as far as the leaf allows
-    other_lists: HashMap<(u16, u32), Vec<Hash>>,
-    trace: TraceTree,
-    game: Game,
-    now: u64,
-    /// The node answers nothing before.
-    answers_from: u64,
-    demands: u32,
-    lowered: u32,
-}
-
-impl Table {
-    fn new(node: Node, claimed: Run, window: u64) -> Self {
-        let trace = claimed.trace();
-        let game = Game::new(claimed.dims, trace.layers_root(), window);
-        let claimed = Arc::new(claimed);
-        Table {
-            node,
-            claimed,
-            other_lists: HashMap::new(),
-            trace,
-            game,
-            now: 0,
-            answers_from: 0,
-            demands: 0,
-            lowered: 0,
-        }
-    }
-
-    fn list(&self, layer: u16, row: u32) -> Vec<Hash> {
-        self.other_lists.get(&(layer, row)).cloned().unwrap_or_else(|| self.claimed.op_roots(layer, row))
-    }
-
-    /// The contract's checks of a demand, written against the protocol's page.
-    fn demand(&mut self, d: &Demand, payer: Address) {
-        let depth = match d.parent {
-            None => {
-                assert!(self.now <= self.game.window_end, "a demand without a parent after the window");
-                1
-            }
-            Some(p) => {
-                let o = &self.game.openings[&p];
-                let OpeningState::Answered { turn_end, .. } = o.state else { panic!("parent is not answered") };
-                assert!(self.now <= turn_end && p.rank() < d.target.rank(), "{:?} under {p:?}", d.target);
-                o.depth + 1
-            }
-        };
-        assert!(depth <= MAX_DEPTH);
-        if let Some(o) = self.game.openings.get_mut(&d.target) {
-            assert!(depth < o.depth, "demanded again without need: {:?}", d.target);
-            o.depth = depth;
-            self.lowered += 1;
-            return;
-        }
-        let dims = self.game.dims;
-        let t = d.target;
-        let top_depth = tree::depth(dims.layer_count() as u64);
-        let climb = |depth: u32, index: u64, leaf: Hash, path: &[Hash]| {
-            let (root, used) = tree::range_root(&[leaf], index, depth, path).unwrap();
-            (root, path[used..].to_vec())
-        };
-        let layer_up = |root: Hash, rest: &[Hash]| {
-            let (root, rest) = climb(top_depth, t.layer as u64, root, rest);
-            assert!(rest.is_empty());
-            root
-        };
-        let (root, expected) = match t.kind {
-            Kind::Layers => {
-                let (root, rest) = climb(top_depth - t.level as u32, t.index as u64, d.node_hash, &d.path);
-                assert!(rest.is_empty() && t.level > 0);
-                (root, self.game.layers_root)
-            }
-            Kind::Positions => {
-                let depth = trace::rows_depth(dims.rows(t.layer)) - t.level as u32;
-                let (root, rest) = climb(depth, t.index as u64, d.node_hash, &d.path);
-                assert!(t.level > 0);
-                (layer_up(root, &rest), self.game.layers_root)
-            }
-            Kind::OpList => {
-                let (root, rest) = climb(trace::rows_depth(dims.rows(t.layer)), t.row as u64, d.node_hash, &d.path);
-                (layer_up(root, &rest), self.game.layers_root)
-            }
-            Kind::Pages | Kind::Page => {
-                let posted = self.game.hashes(&Target::op_list(t.layer, t.row)).expect("the list is open");
-                assert_eq!(posted, d.op_roots);
-                let descriptor = d.descriptor.unwrap();
-                let bytes = descriptor.bytes(dims.position(t.layer, t.row));
-                let (root, rest) = climb(tensor::depth(bytes) - t.level as u32, t.index as u64, d.node_hash, &d.path);
-                assert!(rest.is_empty());
-                (root, posted[t.op as usize])
-            }
-            Kind::Tokens => panic!("the tokens of a job are on chain"),
-        };
-        assert_eq!(root, expected, "{t:?}");
-        self.demands += 1;
-        let state = OpeningState::Demanded { deadline: self.now + NODE_TURN };
-        self.game.openings.insert(t, Opening { payer, depth, state });
-    }
-
-    /// The node answers what it can and wants to.
-    fn node_plays(&mut self) {
-        let open = self.game.openings.iter().filter(|(_, o)| matches!(o.state, OpeningState::Demanded { .. }));
-        let open: Vec<_> = open.map(|(t, _)| *t).collect();
-        for t in open {
-            let willing = match self.node {
-                Node::Answers => true,
-                Node::AnswersUpTo(kind) => t.kind <= kind,
-                Node::Silent => false,
-            };
-            let data = match t.kind {
-                _ if !willing || self.now < self.answers_from => None,
-                Kind::Layers => Some(self.trace.top().descendants(t.level as u32, t.index as u64).concat()),
-                Kind::Positions => Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat()),
-                // A leaf that is no hash of operator roots has no answer.
-                Kind::OpList => (self.claimed.leaf(t.layer, t.row)
-                    == self.trace.layer(t.layer).leaves()[t.row as usize])
-                    .then(|| self.list(t.layer, t.row).concat()),
-                Kind::Tokens => None,
-                Kind::Pages | Kind::Page => {
-                    let bytes = &self.claimed.ops[&(t.layer, t.row)][t.op as usize];
-                    // A root that is no tensor's has no answer.
-                    (tensor::tensor_root(bytes) == self.list(t.layer, t.row)[t.op as usize]).then(|| match t.kind {
-                        Kind::Pages => tensor::tensor_tree(bytes).descendants(t.level as u32, t.index as u64).concat(),
-                        _ => bytes.chunks(tensor::PAGE).nth(t.index as usize).unwrap().to_vec(),
-                    })
-                }
-            };
-            if let Some(data) = data {
-                let turn_end = self.now + CHALLENGER_TURN;
-                self.game.openings.get_mut(&t).unwrap().state = OpeningState::Answered { turn_end, data };
-            }
-        }
-    }
-
-    /// Whether the contract would let the job become final.
-    fn could_finalise(&self) -> bool {
-        self.now > self.game.window_end
-            && self.game.openings.values().all(|o| match o.state {
-                OpeningState::Demanded { .. } => false,
-                OpeningState::Answered { turn_end, .. } => self.now > turn_end,
-            })
-    }
-
-    /// Plays to the end. `serves`: the node's HTTP side.
-    fn play(&mut self, own: &Arc<Run>, serves: Option<&Run>) -> End {
-        let mut mine = Own {
-            trace: own.trace(),
-            selected: own.selected.clone(),
-            output: own.output.clone(),
-            replays: HashMap::new(),
-        };
-        let mut learned = Learned::default();
-        for _ in 0..400 {
-            let clock = Clock { now: self.now, margin: 2 };
-            let m = solver::next(&self.game, own.model.program(), &mine, &learned, clock);
-            match m {
-                Move::NodeIsRight => return End::Right,
-                Move::FetchTrace => {
-                    let t = serves.map(Run::trace).filter(|t| t.layers_root() == self.game.layers_root);
-                    learned.trace = t.map_or(Asked::Refused, Asked::Got);
-                    continue;
-                }
-                Move::Replay(layer, row) => {
-                    let position = own.dims.position(layer, row);
-                    let inputs = Box::new(RunInputs { run: own.clone(), layer, position });
-                    mine.replays.insert((layer, row), Replay { ops: own.ops[&(layer, row)].clone(), inputs });
-                    continue;
-                }
-                Move::FetchTensor { at, root, len } => {
-                    let t = serves.map(|s| s.ops[&(at.0, at.1)][at.2 as usize].clone());
-                    let t = t.filter(|t| tensor::tensor_root(t) == root && t.len() == len);
-                    learned.tensors.insert(at, t.map_or(Asked::Refused, Asked::Got));
-                    continue;
-                }
-                Move::Demand(d) => self.demand(&d, Address::ZERO),
-                Move::Wait(until) => self.now = self.now.max(until.min(self.now + 5)),
-                Move::Timeout(t) => {
-                    let OpeningState::Demanded { deadline } = self.game.openings[&t].state else { panic!("answered") };
-                    assert!(self.now > deadline);
-                    return End::Timeout(t);
-                }
-                Move::Accuse(a) => {
-                    let c = a.claim;
-                    let at = (c.layer, c.row);
-                    // The claim is about what was committed, and the value is the honest one.
-                    let posted = self.game.hashes(&Target::op_list(c.layer, c.row)).expect("the list is open");
-                    assert_eq!(posted, a.proof.witness.op_roots);
-                    let d = own.model.program().section(own.model.section_kind(c.layer).unwrap()).ops[c.op as usize];
-                    let value = |run: &Run| {
-                        d.dtype.decode(&run.ops[&at][c.op as usize][c.element as usize * d.dtype.width()..])
-                    };
-                    assert_eq!(a.proof.claimed, value(&self.claimed));
-                    if d.opcode != Opcode::Select {
-                        assert_eq!(a.proof.computed, value(own));
-                    }
-                    return End::Proven {
-                        opcode: a.opcode,
-                        layer: c.layer,
-                        row: c.row,
-                        element: c.element,
-                        claimed: a.proof.claimed,
-                        computed: a.proof.computed,
-                    };
-                }
-                Move::TooLate => panic!("too late at {}", self.now),
-                Move::Broken(why) => panic!("{why}"),
-            }
-            self.now += 2;
-            self.node_plays();
-            assert!(!self.could_finalise(), "a fraudulent job could become final at {}", self.now);
-        }
-        panic!("the game does not end")
-    }
 }
 
 /// A run with a wrong element of `opcode` that its commitment shows.
@@ -389,7 +32,7 @@ fn lying(opcode: Opcode, layer: u16, position: u32) -> Run {
         SectionKind::Head => (model.layers() + 1, position.max(PROMPT)),
     };
     for seed in 0..20 {
-        let run = Run::new(Some((Place { layer, position, op, element: None, seed }, seed as u32 / 2)), None);
+        let run = Run::new(&model, Some((Place { layer, position, op, element: None, seed }, seed as u32 / 2)), None);
         let honest = honest(&run);
         if run.trace() != honest.trace() || honest.selected != run.output {
             return run;
@@ -400,7 +43,7 @@ fn lying(opcode: Opcode, layer: u16, position: u32) -> Run {
 
 /// The same tokens, honestly.
 fn honest(run: &Run) -> Arc<Run> {
-    Arc::new(Run::new(None, Some(&run.output)))
+    Arc::new(Run::new(&model(), None, Some(&run.output)))
 }
 
 #[test]
@@ -445,7 +88,7 @@ fn silence_ends_in_a_timeout_wherever_it_begins() {
 
 #[test]
 fn an_honest_node_is_left_alone() {
-    let run = Run::new(None, None);
+    let run = Run::new(&model(), None, None);
     let own = honest(&run);
     let mut table = Table::new(Node::Answers, run, 1000);
     assert_eq!(table.play(&own, None), End::Right);
@@ -463,9 +106,9 @@ fn the_second_story_that_is_served_is_not_believed() {
 #[test]
 fn an_emitted_token_that_the_head_did_not_select() {
     // The commitment is that of an honest execution of the emitted tokens; only SELECT can be wrong.
-    let mut tokens = Run::new(None, None).output;
+    let mut tokens = Run::new(&model(), None, None).output;
     tokens[3] = (tokens[3] + 1) % 300 + 3;
-    let committed_honestly = Run::new(None, Some(&tokens));
+    let committed_honestly = Run::new(&model(), None, Some(&tokens));
     let own = honest(&committed_honestly);
     assert_eq!(own.trace(), committed_honestly.trace());
     let end = Table::new(Node::Answers, committed_honestly.clone(), 1000).play(&own, None);
@@ -487,7 +130,7 @@ fn an_emitted_token_that_the_head_did_not_select() {
 
 #[test]
 fn commitments_to_nothing_end_in_timeouts() {
-    let run = Run::new(None, None);
+    let run = Run::new(&model(), None, None);
     let own = honest(&run);
     // A leaf that no operator list has.
     let mut broken = run.clone();
@@ -567,10 +210,10 @@ fn an_opening_demanded_at_the_greatest_depth_is_lowered() {
 #[test]
 fn a_watcher_that_is_wrong_itself_does_not_accuse() {
     // Its own executor is broken: the node is honest.
-    let run = Run::new(None, None);
+    let run = Run::new(&model(), None, None);
     let (_, op) = tamper::operators(run.model.program(), Opcode::SiluMul)[0];
     let place = Place { layer: 2, position: 30, op, element: Some(0), seed: 0 };
-    let mut own = Run::new(Some((place, 4)), Some(&run.output));
+    let mut own = Run::new(&model(), Some((place, 4)), Some(&run.output));
     own.output = run.output.clone();
     let own = Arc::new(own);
     let mut table = Table::new(Node::Answers, run, 1000);

@@ -6,145 +6,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
-use alloy::sol_types::{SolCall, SolValue};
-use revm::context::result::{ExecutionResult, Output};
-use revm::context::{BlockEnv, CfgEnv, TxEnv};
-use revm::database::{CacheDB, EmptyDB};
-use revm::primitives::hardfork::SpecId;
-use revm::{Context, ExecuteCommitEvm, MainBuilder, MainContext};
-use sworn_bindings::{
-    Claim, IChallenges, IChannels, IDevToken, IERC20, IMarket, IModels, INodes, Revert, Target, Witness, order_hash,
-};
+use alloy::primitives::{B256, Bytes, U256};
+use sworn_bindings::{Claim, IChallenges, Target, Witness};
 use sworn_commit::witness::{self, Evidence, Inputs, PartialTree};
-use sworn_commit::{Hash, RunParams, TraceDims, Tree, keccak, sequence, tensor, trace};
+use sworn_commit::{Hash, RunParams, TraceDims, Tree, keccak, tensor, trace};
 use sworn_engine::{Cpu, Replay, replay};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, ModelStore, pull};
-use sworn_testkit::devnet::{creation_code, root};
+use sworn_testkit::court::{Court, NODE, WATCHER};
+use sworn_testkit::devnet::root;
 
-const USER: Address = Address::repeat_byte(0xA1);
-const NODE: Address = Address::repeat_byte(0xA2);
-const WATCHER: Address = Address::repeat_byte(0xA3);
 /// A figure may move this much, in percent, before it counts as changed.
 const TOLERANCE: u64 = 3;
-
-/// All contracts on one in-memory chain.
-struct World {
-    db: CacheDB<EmptyDB>,
-    block: BlockEnv,
-    created: u64,
-    token: Address,
-    models: Address,
-    nodes: Address,
-    market: Address,
-    challenges: Address,
-}
-
-impl World {
-    fn new() -> Self {
-        let mut block = BlockEnv { number: U256::from(100), timestamp: U256::from(1_000_000), ..BlockEnv::default() };
-        block.gas_limit = 1 << 40;
-        let zero = Address::ZERO;
-        let mut w = World {
-            db: CacheDB::new(EmptyDB::new()),
-            block,
-            created: 0,
-            token: zero,
-            models: zero,
-            nodes: zero,
-            market: zero,
-            challenges: zero,
-        };
-        w.token = w.create("DevToken", Vec::new());
-        let verifier = w.create("StepVerifier", Vec::new());
-        w.models = w.create("Models", Vec::new());
-        let at = |n| USER.create(w.created + n);
-        let [nodes, market, channels, trials, challenges] = [0, 1, 2, 3, 4].map(at);
-        w.nodes = w.create("Nodes", (w.token, w.models, market, channels, 10_000_000u64).abi_encode_params());
-        let params = IMarket::Params {
-            acceptTimeout: 60u64.try_into().unwrap(),
-            auctionTime: 20u64.try_into().unwrap(),
-            submitTimeout: 600u64.try_into().unwrap(),
-            challengeWindow: 600u64.try_into().unwrap(),
-            minBond: 1_000_000,
-            bondFactorBps: 20_000,
-            latePenaltyBps: 500,
-            userShareBps: 3_000,
-            challengerShareBps: 4_000,
-        };
-        w.market = w.create("Market", (w.token, w.models, nodes, challenges, params).abi_encode_params());
-        let params = IChannels::Params {
-            window: 600u64.try_into().unwrap(),
-            closeDelay: 600u64.try_into().unwrap(),
-            receiptTurn: 60u64.try_into().unwrap(),
-            lodgeTurn: 60u64.try_into().unwrap(),
-            receiptFee: 1000,
-            minBond: 1_000_000,
-            bondFactorBps: 20_000,
-            userShareBps: 3_000,
-            challengerShareBps: 4_000,
-        };
-        w.create("Channels", (w.token, nodes, trials, zero, params).abi_encode_params());
-        w.create("Trials", (channels, w.models, challenges).abi_encode_params());
-        let turns = IChallenges::Params {
-            nodeTurn: 60u64.try_into().unwrap(),
-            challengerTurn: 60u64.try_into().unwrap(),
-            demandFee: 1000,
-        };
-        w.challenges = w.create("Challenges", (market, trials, w.models, verifier, turns).abi_encode_params());
-        assert_eq!((w.nodes, w.market, w.challenges), (nodes, market, challenges));
-        for who in [USER, NODE, WATCHER] {
-            w.send(who, w.token, &IDevToken::mintCall { to: who, amount: U256::from(1) << 100 });
-            for spender in [market, nodes] {
-                w.send(who, w.token, &IERC20::approveCall { spender, value: U256::MAX });
-            }
-        }
-        w
-    }
-
-    fn run(&mut self, from: Address, kind: TxKind, data: Bytes) -> (u64, Output) {
-        let mut cfg = CfgEnv::default();
-        cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
-        cfg.disable_nonce_check = true;
-        let context = Context::mainnet().with_db(&mut self.db).with_block(self.block.clone()).with_cfg(cfg);
-        let tx =
-            TxEnv::builder().caller(from).kind(kind).data(data).gas_limit(100_000_000).gas_price(0).build().unwrap();
-        let result = context.build_mainnet().transact_commit(tx).unwrap();
-        let gas = result.tx_gas_used();
-        match result {
-            ExecutionResult::Success { output, .. } => (gas, output),
-            ExecutionResult::Revert { output, .. } => panic!("{}", Revert::decode(&output)),
-            ExecutionResult::Halt { reason, .. } => panic!("{reason:?}"),
-        }
-    }
-
-    fn create(&mut self, name: &str, arguments: Vec<u8>) -> Address {
-        let mut code = creation_code(name).unwrap_or_else(|e| panic!("{e}"));
-        code.extend(arguments);
-        self.created += 1;
-        *self.run(USER, TxKind::Create, code.into()).1.address().unwrap()
-    }
-
-    fn send<C: SolCall>(&mut self, from: Address, to: Address, call: &C) -> (u64, C::Return) {
-        let (gas, output) = self.run(from, TxKind::Call(to), call.abi_encode().into());
-        (gas, C::abi_decode_returns(output.data()).unwrap())
-    }
-
-    fn register(&mut self, model: &Model) {
-        let call = IModels::registerCall {
-            manifest: model.manifest().encode().into(),
-            program: model.program().encode().into(),
-            hint: String::new(),
-        };
-        self.send(NODE, self.models, &call);
-        self.send(NODE, self.nodes, &INodes::configureCall { endpoint: "http://node".into(), capacity: 10_000 });
-        self.send(NODE, self.nodes, &INodes::depositCall { amount: 1 << 90 });
-        let ask =
-            INodes::setAskCall { modelId: model.id().into(), perInputToken: 1, perOutputToken: 2, maxTokens: 8192 };
-        self.send(NODE, self.nodes, &ask);
-    }
-}
 
 /// A run of SmolLM2 whose output is one token, seen at one (layer, row); what the other layers exported there is made up.
 struct Seen {
@@ -182,7 +55,7 @@ impl Seen {
     }
 
     /// Plays a challenge of the last (or, for `MIX`, the last full) block's element of operator `op`.
-    fn challenge(&self, world: &mut World, model: &Model, prompt: &[u32], op: usize) -> BTreeMap<&'static str, u64> {
+    fn challenge(&self, world: &mut Court, model: &Model, prompt: &[u32], op: usize) -> BTreeMap<&'static str, u64> {
         let (layer, row) = (self.replay.layer, self.replay.row);
         let kind = SectionKind::of_layer(layer, self.dims.layers).unwrap();
         let section = self.program.section(kind);
@@ -216,24 +89,9 @@ impl Seen {
         let top = Tree::new(roots);
 
         let mut gas = BTreeMap::new();
-        let create = IMarket::createJobCall {
-            modelId: model.id().into(),
-            node: NODE,
-            promptTokens: sequence::encode(prompt).into(),
-            maxNew: 1,
-            maxPrice: 1 << 40,
-            sampling: U256::ZERO,
-            userSeed: B256::ZERO,
-        };
-        let (used, job) = world.send(USER, world.market, &create);
-        gas.insert("createJob", used);
-        let submit = IMarket::submitResultCall {
-            jobId: job,
-            order: order_hash(create.modelId, sequence::hash(prompt), create.maxNew, &RunParams::default()),
-            outputTokens: sequence::encode(&output).into(),
-            layersRoot: top.root().into(),
-        };
-        gas.insert("submitResult", world.send(NODE, world.market, &submit).0);
+        let (job, [created, submitted]) = world.job(model, prompt, 1, &output, top.root());
+        gas.insert("createJob", created);
+        gas.insert("submitResult", submitted);
         let words = |h: &[Hash]| h.iter().map(B256::from).collect::<Vec<_>>();
         let mut path = rows.path(0, row as u64);
         path.extend(top.path(0, layer as u64));
@@ -340,7 +198,7 @@ fn smollm2_challenge_gas() {
     let store = ModelStore::from_env().unwrap();
     let model = Arc::new(pull("smollm2-135m", store.home(), &mut |_| {}).unwrap());
     let cpu = Cpu::new(model.clone()).unwrap();
-    let mut world = World::new();
+    let mut world = Court::new(600, 60);
     world.register(&model);
     let words = model.encode_text("An answer under oath is worth what a lie would cost. ").unwrap();
 

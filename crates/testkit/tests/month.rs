@@ -24,6 +24,7 @@ use sworn_model::{Model, SyntheticSpec, synthetic};
 use sworn_receipts::{Domain, Receipt, Voucher, place, receipts_root, receipts_tree, sign_sync};
 use sworn_testkit::devnet::{Actor, BURN, Devnet, PURSE, Terms};
 use sworn_testkit::scenario::sworn;
+use sworn_testkit::tried::tried;
 
 const DAYS: u32 = 30;
 const DAY: u64 = 86_400;
@@ -688,9 +689,9 @@ async fn a_month_of_trade_leaves_everybody_with_what_is_theirs() {
         assert_eq!(month.net.tokens_of(contract).await.unwrap(), U256::ZERO, "left in {name}");
     }
     assert_eq!(month.net.tokens_of(BURN).await.unwrap(), U256::from(month.ledger.burned));
-    eprintln!(
-        "{DAYS} days, {} transactions: {paid} jobs paid ({auctioned} by auction), {late} late, {receipts} receipts paid, volume {volume}, burned {}",
-        month.calls.into_inner(),
+    let figures = format!(
+        "{DAYS} days: {paid} jobs paid ({auctioned} by auction), {late} late, {receipts} receipts paid, volume {volume}, burned {}",
         month.ledger.burned
     );
+    tried("a month's market: transactions, no token lost", month.calls.into_inner().into(), 0, figures);
 }

@@ -15,6 +15,7 @@ use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, OperandData, cases};
 use sworn_testkit::devnet::judge_code;
 use sworn_testkit::fixture::{Fixture, Part};
+use sworn_testkit::tried::tried;
 
 const CASES: usize = 10_000;
 const VERIFIER: Address = Address::repeat_byte(0x11);
@@ -96,7 +97,13 @@ fn run_opcode(opcode: Opcode) {
             assert_eq!(got, Some(want), "{opcode}: {case:?}");
         }
     }
-    println!("{:12} {CASES} cases, {lies} of them lies", opcode.name());
+    println!("{:12} {lies} of the cases are lies", opcode.name());
+    tried(
+        "opcodes: contracts against the reference, cases",
+        CASES as u64,
+        0,
+        "every opcode, values at random and at their bounds",
+    );
 }
 
 macro_rules! opcodes {
@@ -179,7 +186,7 @@ fn any_changed_byte_of_a_proof_is_rejected() {
             assert_eq!(got, None, "{opcode}: a changed proof was accepted: {:?}", call.witness);
         }
     }
-    println!("{flips} changed proofs rejected");
+    tried("proofs with a byte changed, all rejected", flips as u64, 0, "every byte of a proof of every opcode");
 }
 
 /// A page's length is the shape's and nobody's choice: who commits to a tensor with a zero byte more, or without its last, and

@@ -222,7 +222,7 @@ impl Job {
 }
 
 /// A target as the contract names it.
-pub(crate) fn sol_target(t: &Target) -> sol::Target {
+pub fn sol_target(t: &Target) -> sol::Target {
     let (level, index) = (t.level, t.index);
     match t.kind {
         Kind::Layers => sol::Target::layers(level, index),

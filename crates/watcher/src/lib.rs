@@ -35,5 +35,6 @@ mod watch;
 pub use error::{Result, WatchError};
 pub use event::{Tx, WatcherEvent};
 pub use executor::Executor;
+pub use job::sol_target;
 pub use served::Served;
-pub use watch::{Case, Config, watch};
+pub use watch::{Case, Config, demand_call, watch};

@@ -26,6 +26,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 use self::batches::{Checked, Sent};
 pub use self::case::Case;
+pub use self::jobs::demand_call;
 use crate::event::{Tx, WatcherEvent, job_number};
 use crate::executor::Executor;
 use crate::job::Job;

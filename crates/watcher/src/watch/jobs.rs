@@ -442,7 +442,8 @@ fn commitment(job: u64, claim: &Claim, who: Address, salt: B256) -> B256 {
     alloy::primitives::keccak256(call.abi_encode_params())
 }
 
-fn demand_call(job: u64, d: &Demand) -> IChallenges::demandCall {
+/// A demand as a call of the contract.
+pub fn demand_call(job: u64, d: &Demand) -> IChallenges::demandCall {
     let id = U256::from(job);
     let words = |h: &[Hash]| h.iter().map(B256::from).collect::<Vec<_>>();
     IChallenges::demandCall {

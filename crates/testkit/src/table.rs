@@ -1,0 +1,402 @@
+//! A challenge move by move: the watcher's solver against a node of any kind, with the rules of `Challenges` enforced by a table that was
+//! written from the protocol's page, and, where there is a [`Court`], by the contracts themselves.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use alloy::primitives::{Address, B256, U256};
+use sworn_bindings::{Claim, IChallenges, IMarket, JobState, Revert, Witness};
+use sworn_commit::{Hash, TraceTree, tensor, trace, tree, witness};
+use sworn_isa::Opcode;
+use sworn_watcher::game::{Game, Kind, MAX_DEPTH, Opening, OpeningState, Target};
+use sworn_watcher::solver::{self, Asked, Clock, Demand, Learned, Move, Own, Replay};
+use sworn_watcher::{demand_call, sol_target};
+
+use crate::court::{Court, NODE, WATCHER};
+use crate::run::{NEW, Run, RunInputs};
+
+/// Seconds that a node has for an answer, and a challenger for the next move.
+pub const TURN: u64 = 20;
+
+/// How a node plays.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Node {
+    /// answers everything
+    Answers,
+    /// answers openings up to this depth of the descent
+    AnswersUpTo(Kind),
+    /// answers nothing
+    Silent,
+}
+
+/// How a challenge ends.
+#[derive(Debug, PartialEq)]
+pub enum End {
+    /// There is nothing to challenge.
+    Right,
+    /// The node did not answer.
+    Timeout(Target),
+    /// A wrong element is proven.
+    #[allow(missing_docs, reason = "the fields of a claim")]
+    Proven { opcode: Opcode, layer: u16, row: u32, element: u32, claimed: i64, computed: i64 },
+}
+
+/// The chain: checks each move as the contract does.
+pub struct Table<'c> {
+    court: Option<Case<'c>>,
+    node: Node,
+    claimed: Arc<Run>,
+    /// (layer, row) → another operator list than the run's, as far as the leaf allows
+    pub other_lists: HashMap<(u16, u32), Vec<Hash>>,
+    /// What the node has committed to.
+    pub trace: TraceTree,
+    /// What was opened.
+    pub game: Game,
+    /// Seconds since the result.
+    pub now: u64,
+    /// The node answers nothing before.
+    pub answers_from: u64,
+    /// Openings that were demanded.
+    pub demands: u32,
+    /// Openings whose depth was lowered by another demand.
+    pub lowered: u32,
+}
+
+impl<'c> Table<'c> {
+    /// Where the contracts check every move too.
+    ///
+    /// # Panics
+    /// The contracts refuse the job or its answer.
+    pub fn before(court: &'c mut Court, node: Node, claimed: Run) -> Self {
+        let (trace, window) = (claimed.trace(), court.window);
+        let (job, _) = court.job(&claimed.model, &claimed.prompt, NEW, &claimed.output, trace.layers_root());
+        let (number, time) = (court.block.number, court.block.timestamp);
+        let case = Case { court, job, number, time, demanded: HashMap::new(), gas: 0, answers: 0 };
+        Table { court: Some(case), ..Self::new(node, claimed, window) }
+    }
+
+    /// What the contracts' side has seen.
+    pub fn case(&mut self) -> Option<&mut Case<'c>> {
+        self.court.as_mut()
+    }
+
+    /// On the day of the result.
+    pub fn new(node: Node, claimed: Run, window: u64) -> Self {
+        let trace = claimed.trace();
+        let game = Game::new(claimed.dims, trace.layers_root(), window);
+        let claimed = Arc::new(claimed);
+        Table {
+            court: None,
+            node,
+            claimed,
+            other_lists: HashMap::new(),
+            trace,
+            game,
+            now: 0,
+            answers_from: 0,
+            demands: 0,
+            lowered: 0,
+        }
+    }
+
+    /// The list of operators that the node posts.
+    pub fn list(&self, layer: u16, row: u32) -> Vec<Hash> {
+        self.other_lists.get(&(layer, row)).cloned().unwrap_or_else(|| self.claimed.op_roots(layer, row))
+    }
+
+    /// The contract's checks of a demand, written against the protocol's page.
+    ///
+    /// # Panics
+    /// It breaks a rule.
+    pub fn demand(&mut self, d: &Demand, payer: Address) {
+        let depth = match d.parent {
+            None => {
+                assert!(self.now <= self.game.window_end, "a demand without a parent after the window");
+                1
+            }
+            Some(p) => {
+                let o = &self.game.openings[&p];
+                let OpeningState::Answered { turn_end, .. } = o.state else { panic!("parent is not answered") };
+                assert!(self.now <= turn_end && p.rank() < d.target.rank(), "{:?} under {p:?}", d.target);
+                o.depth + 1
+            }
+        };
+        assert!(depth <= MAX_DEPTH);
+        if let Some(o) = self.game.openings.get_mut(&d.target) {
+            assert!(depth < o.depth, "demanded again without need: {:?}", d.target);
+            o.depth = depth;
+            self.lowered += 1;
+            if let Some(case) = &mut self.court {
+                case.demand(d, self.now);
+            }
+            return;
+        }
+        let dims = self.game.dims;
+        let t = d.target;
+        let top_depth = tree::depth(dims.layer_count() as u64);
+        let climb = |depth: u32, index: u64, leaf: Hash, path: &[Hash]| {
+            let (root, used) = tree::range_root(&[leaf], index, depth, path).unwrap();
+            (root, path[used..].to_vec())
+        };
+        let layer_up = |root: Hash, rest: &[Hash]| {
+            let (root, rest) = climb(top_depth, t.layer as u64, root, rest);
+            assert!(rest.is_empty());
+            root
+        };
+        let (root, expected) = match t.kind {
+            Kind::Layers => {
+                let (root, rest) = climb(top_depth - t.level as u32, t.index as u64, d.node_hash, &d.path);
+                assert!(rest.is_empty() && t.level > 0);
+                (root, self.game.layers_root)
+            }
+            Kind::Positions => {
+                let depth = trace::rows_depth(dims.rows(t.layer)) - t.level as u32;
+                let (root, rest) = climb(depth, t.index as u64, d.node_hash, &d.path);
+                assert!(t.level > 0);
+                (layer_up(root, &rest), self.game.layers_root)
+            }
+            Kind::OpList => {
+                let (root, rest) = climb(trace::rows_depth(dims.rows(t.layer)), t.row as u64, d.node_hash, &d.path);
+                (layer_up(root, &rest), self.game.layers_root)
+            }
+            Kind::Pages | Kind::Page => {
+                let posted = self.game.hashes(&Target::op_list(t.layer, t.row)).expect("the list is open");
+                assert_eq!(posted, d.op_roots);
+                let descriptor = d.descriptor.unwrap();
+                let bytes = descriptor.bytes(dims.position(t.layer, t.row));
+                let (root, rest) = climb(tensor::depth(bytes) - t.level as u32, t.index as u64, d.node_hash, &d.path);
+                assert!(rest.is_empty());
+                (root, posted[t.op as usize])
+            }
+            Kind::Tokens => panic!("the tokens of a job are on chain"),
+        };
+        assert_eq!(root, expected, "{t:?}");
+        self.demands += 1;
+        if let Some(case) = &mut self.court {
+            case.demand(d, self.now);
+        }
+        let state = OpeningState::Demanded { deadline: self.now + TURN };
+        self.game.openings.insert(t, Opening { payer, depth, state });
+    }
+
+    /// The node answers what it can and wants to.
+    pub fn node_plays(&mut self) {
+        let open = self.game.openings.iter().filter(|(_, o)| matches!(o.state, OpeningState::Demanded { .. }));
+        let open: Vec<_> = open.map(|(t, _)| *t).collect();
+        for t in open {
+            let willing = match self.node {
+                Node::Answers => true,
+                Node::AnswersUpTo(kind) => t.kind <= kind,
+                Node::Silent => false,
+            };
+            let data = match t.kind {
+                _ if !willing || self.now < self.answers_from => None,
+                Kind::Layers => Some(self.trace.top().descendants(t.level as u32, t.index as u64).concat()),
+                Kind::Positions => Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat()),
+                // A leaf that is no hash of operator roots has no answer.
+                Kind::OpList => (self.claimed.leaf(t.layer, t.row)
+                    == self.trace.layer(t.layer).leaves()[t.row as usize])
+                    .then(|| self.list(t.layer, t.row).concat()),
+                Kind::Tokens => None,
+                Kind::Pages | Kind::Page => {
+                    let bytes = &self.claimed.ops[&(t.layer, t.row)][t.op as usize];
+                    // A root that is no tensor's has no answer.
+                    (tensor::tensor_root(bytes) == self.list(t.layer, t.row)[t.op as usize]).then(|| match t.kind {
+                        Kind::Pages => tensor::tensor_tree(bytes).descendants(t.level as u32, t.index as u64).concat(),
+                        _ => bytes.chunks(tensor::PAGE).nth(t.index as usize).unwrap().to_vec(),
+                    })
+                }
+            };
+            if let Some(data) = data {
+                if let Some(case) = &mut self.court {
+                    case.answer(&t, &data, self.now);
+                }
+                let turn_end = self.now + TURN;
+                self.game.openings.get_mut(&t).unwrap().state = OpeningState::Answered { turn_end, data };
+            }
+        }
+    }
+
+    /// Whether the contract would let the job become final.
+    fn could_finalise(&self) -> bool {
+        self.now > self.game.window_end
+            && self.game.openings.values().all(|o| match o.state {
+                OpeningState::Demanded { .. } => false,
+                OpeningState::Answered { turn_end, .. } => self.now > turn_end,
+            })
+    }
+
+    /// Plays to the end. `serves`: the node's HTTP side.
+    ///
+    /// # Panics
+    /// A move breaks a rule, or the game does not end.
+    pub fn play(&mut self, own: &Arc<Run>, serves: Option<&Run>) -> End {
+        let mut mine = Own {
+            trace: own.trace(),
+            selected: own.selected.clone(),
+            output: own.output.clone(),
+            replays: HashMap::new(),
+        };
+        let mut learned = Learned::default();
+        for _ in 0..400 {
+            let clock = Clock { now: self.now, margin: 2 };
+            let m = solver::next(&self.game, own.model.program(), &mine, &learned, clock);
+            match m {
+                Move::NodeIsRight => return End::Right,
+                Move::FetchTrace => {
+                    let t = serves.map(Run::trace).filter(|t| t.layers_root() == self.game.layers_root);
+                    learned.trace = t.map_or(Asked::Refused, Asked::Got);
+                    continue;
+                }
+                Move::Replay(layer, row) => {
+                    let position = own.dims.position(layer, row);
+                    let inputs = Box::new(RunInputs { run: own.clone(), layer, position });
+                    mine.replays.insert((layer, row), Replay { ops: own.ops[&(layer, row)].clone(), inputs });
+                    continue;
+                }
+                Move::FetchTensor { at, root, len } => {
+                    let t = serves.map(|s| s.ops[&(at.0, at.1)][at.2 as usize].clone());
+                    let t = t.filter(|t| tensor::tensor_root(t) == root && t.len() == len);
+                    learned.tensors.insert(at, t.map_or(Asked::Refused, Asked::Got));
+                    continue;
+                }
+                Move::Demand(d) => self.demand(&d, Address::ZERO),
+                Move::Wait(until) => self.now = self.now.max(until.min(self.now + 5)),
+                Move::Timeout(t) => {
+                    let OpeningState::Demanded { deadline } = self.game.openings[&t].state else { panic!("answered") };
+                    assert!(self.now > deadline);
+                    if let Some(case) = &mut self.court {
+                        case.timeout(&t, self.now);
+                    }
+                    return End::Timeout(t);
+                }
+                Move::Accuse(a) => {
+                    let c = a.claim;
+                    let at = (c.layer, c.row);
+                    // The claim is about what was committed, and the value is the honest one.
+                    let posted = self.game.hashes(&Target::op_list(c.layer, c.row)).expect("the list is open");
+                    assert_eq!(posted, a.proof.witness.op_roots);
+                    let d = own.model.program().section(own.model.section_kind(c.layer).unwrap()).ops[c.op as usize];
+                    let value = |run: &Run| {
+                        d.dtype.decode(&run.ops[&at][c.op as usize][c.element as usize * d.dtype.width()..])
+                    };
+                    assert_eq!(a.proof.claimed, value(&self.claimed));
+                    if d.opcode != Opcode::Select {
+                        assert_eq!(a.proof.computed, value(own));
+                    }
+                    if let Some(case) = &mut self.court {
+                        case.at(self.now);
+                        case.accuse(c, &a.proof.witness).unwrap_or_else(|e| panic!("{}: {e}", a.opcode));
+                    }
+                    return End::Proven {
+                        opcode: a.opcode,
+                        layer: c.layer,
+                        row: c.row,
+                        element: c.element,
+                        claimed: a.proof.claimed,
+                        computed: a.proof.computed,
+                    };
+                }
+                Move::TooLate => panic!("too late at {}", self.now),
+                Move::Broken(why) => panic!("{why}"),
+            }
+            self.now += 2;
+            self.node_plays();
+            assert!(!self.could_finalise(), "a fraudulent job could become final at {}", self.now);
+        }
+        panic!("the game does not end")
+    }
+}
+
+/// A challenge before the contracts.
+pub struct Case<'c> {
+    court: &'c mut Court,
+    /// The job.
+    pub job: U256,
+    /// Block and second of its result.
+    number: U256,
+    time: U256,
+    /// The parameters of what was demanded.
+    demanded: HashMap<Target, IChallenges::Demanded>,
+    /// What the challenger's transactions used.
+    pub gas: u64,
+    /// How often the node answered.
+    pub answers: u32,
+}
+
+impl Case<'_> {
+    /// Block and time of a second of the game.
+    fn at(&mut self, now: u64) {
+        self.court.block.number = self.number + U256::from(now);
+        self.court.block.timestamp = self.time + U256::from(now);
+    }
+
+    fn demand(&mut self, d: &Demand, now: u64) {
+        self.at(now);
+        let call = demand_call(self.job.to(), d);
+        let done = self.court.call(WATCHER, self.court.challenges, &call);
+        let done = done.unwrap_or_else(|e| panic!("the contract refuses {:?}: {e}", d.target));
+        self.gas += done.gas;
+        if let Some(demanded) = done.event() {
+            self.demanded.insert(d.target, demanded);
+        }
+    }
+
+    fn answer(&mut self, target: &Target, data: &[u8], now: u64) {
+        self.at(now);
+        // What somebody else opened before this case began is not the contract's.
+        let Some(d) = self.demanded.get(target) else { return };
+        let call = IChallenges::answerCall {
+            jobId: self.job,
+            target: sol_target(target),
+            nodeHash: d.nodeHash,
+            leafCount: d.leafCount,
+            byteLength: d.byteLength,
+            data: data.to_vec().into(),
+        };
+        self.court.send(NODE, self.court.challenges, &call);
+        self.answers += 1;
+    }
+
+    fn timeout(&mut self, target: &Target, now: u64) {
+        self.at(now);
+        let call = IChallenges::timeoutCall { jobId: self.job, target: sol_target(target) };
+        self.gas += self.court.send(WATCHER, self.court.challenges, &call).0;
+        assert_eq!(self.state(), JobState::Slashed);
+    }
+
+    /// Announces a claim and proves it in the next block.
+    ///
+    /// # Errors
+    /// The contract does not believe it.
+    pub fn accuse(&mut self, claim: witness::Claim, proof: &witness::Witness) -> Result<(), Revert> {
+        let (job, challenges, salt) = (self.job, self.court.challenges, B256::repeat_byte(7));
+        let claim = Claim::from(claim);
+        let hidden = IChallenges::commitmentOfCall { jobId: job, claim: claim.clone(), sender: WATCHER, salt };
+        let (_, commitment) = self.court.send(WATCHER, challenges, &hidden);
+        self.gas += self.court.send(WATCHER, challenges, &IChallenges::announceCall { jobId: job, commitment }).0;
+        self.court.pass(1);
+        let prove = IChallenges::proveFraudCall { jobId: job, claim, salt, witness: Witness::from(proof) };
+        self.gas += self.court.call(WATCHER, challenges, &prove)?.gas;
+        assert_eq!(self.state(), JobState::Slashed);
+        self.court.pass(TURN + 1);
+        self.gas += self.court.send(WATCHER, challenges, &IChallenges::settleRewardCall { jobId: job }).0;
+        self.gas += self.court.send(WATCHER, challenges, &IChallenges::reclaimFeesCall { jobId: job }).0;
+        Ok(())
+    }
+
+    /// Lets the window and every turn pass; the node takes its pay.
+    ///
+    /// # Panics
+    /// The job does not become final.
+    pub fn finalize(&mut self) {
+        self.court.pass(self.court.window + 2 * TURN + 2);
+        self.court.send(NODE, self.court.market, &IMarket::finalizeCall { jobId: self.job });
+        assert_eq!(self.state(), JobState::Final);
+    }
+
+    /// The job as the market has it.
+    pub fn state(&mut self) -> JobState {
+        self.court.send(WATCHER, self.court.market, &IMarket::jobCall { jobId: self.job }).1.state
+    }
+}

@@ -1,0 +1,266 @@
+//! Random lies, thousands of them: any element of any operator of any layer at any position, and a node of any kind behind it. Every one
+//! ends in a slash, by the contracts themselves; and an honest node's answer, accused at a random element with a right witness, is never
+//! proven wrong. `SWORN_LIES` says how many, `SWORN_SEED` where to begin.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use sworn_bindings::JobState;
+use sworn_commit::witness::{self, Evidence, PartialTree};
+use sworn_commit::{tensor, trace};
+use sworn_isa::{Opcode, SectionKind};
+use sworn_model::{Model, SyntheticSpec, synthetic};
+use sworn_testkit::court::Court;
+use sworn_testkit::run::{NEW, PROMPT, Run, RunInputs};
+use sworn_testkit::table::{End, Node, TURN, Table};
+use sworn_testkit::tamper::{Place, operators};
+use sworn_testkit::tried::{times, tried};
+use sworn_watcher::game::{Kind, Target};
+use sworn_watcher::solver::Demand;
+
+const WINDOW: u64 = 400;
+
+/// What the games have in common.
+struct Stage {
+    model: Arc<Model>,
+    /// The honest answer.
+    honest: Arc<Run>,
+    opcodes: Vec<Opcode>,
+}
+
+impl Stage {
+    fn new(dir: &std::path::Path) -> Self {
+        let model = Arc::new(synthetic(&SyntheticSpec::default(), dir.join("m")).unwrap());
+        let honest = Arc::new(Run::new(&model, None, None));
+        let has = |o: &Opcode| !operators(model.program(), *o).is_empty();
+        let opcodes = Opcode::ALL.iter().copied().filter(has).collect();
+        Stage { model, honest, opcodes }
+    }
+
+    /// A place for a lie: every opcode as likely, then every layer, then every position.
+    fn place(&self, rng: &mut StdRng) -> (Opcode, Place) {
+        let opcode = self.opcodes[rng.random_range(0..self.opcodes.len())];
+        let all = operators(self.model.program(), opcode);
+        let (kind, op) = all[rng.random_range(0..all.len())];
+        let last = PROMPT + NEW - 1;
+        let (layer, position) = match kind {
+            SectionKind::Embedding => (0, rng.random_range(0..last)),
+            SectionKind::Block => (rng.random_range(1..=self.model.layers()), rng.random_range(0..last)),
+            SectionKind::Head => (self.model.layers() + 1, rng.random_range(PROMPT - 1..last)),
+        };
+        (opcode, Place { layer, position, op, element: None, seed: rng.random() })
+    }
+
+    /// A run with a wrong element that its commitment shows, and the honest run of the same tokens.
+    fn lie(&self, rng: &mut StdRng) -> (Opcode, Place, Run, Arc<Run>) {
+        loop {
+            let (opcode, place) = self.place(rng);
+            let run = Run::new(&self.model, Some((place, rng.random_range(0..6))), None);
+            // An answer that goes on after a stop token is refused when it is submitted.
+            if run.output[..run.output.len() - 1].iter().any(|t| self.model.manifest().stop_tokens.contains(t)) {
+                continue;
+            }
+            let own = if run.output == self.honest.output {
+                self.honest.clone()
+            } else {
+                Arc::new(Run::new(&self.model, None, Some(&run.output)))
+            };
+            if run.trace() != own.trace() || own.selected != run.output {
+                return (opcode, place, run, own);
+            }
+        }
+    }
+
+    /// An honest answer, accused at a random element by a witness that is right in every word.
+    fn accused(&self, court: &mut Court, rng: &mut StdRng) {
+        let own = &self.honest;
+        let (layer, row) = loop {
+            let layer = rng.random_range(0..own.dims.layer_count());
+            let row = rng.random_range(0..own.dims.rows(layer));
+            if own.ops.contains_key(&(layer, row)) {
+                break (layer, row);
+            }
+        };
+        let position = own.dims.position(layer, row);
+        let program = self.model.program();
+        let section = program.section(self.model.section_kind(layer).unwrap());
+        let op = rng.random_range(0..section.ops.len());
+        let element = rng.random_range(0..section.ops[op].count(position)) as u32;
+        let claim = witness::Claim { layer, row, op: op as u16, element };
+
+        let mut table = Table::before(court, Node::Answers, (**own).clone());
+        let claimed = own.trace();
+        let mut path = claimed.layer(layer).path(0, u64::from(row));
+        path.extend(claimed.top().path(0, u64::from(layer)));
+        let target = Target::op_list(layer, row);
+        let node_hash = claimed.layer(layer).leaves()[row as usize];
+        let demand = Demand {
+            target,
+            parent: None,
+            node_hash,
+            path,
+            op_roots: Vec::new(),
+            descriptor: None,
+            descriptor_proof: Vec::new(),
+        };
+        table.demand(&demand, alloy::primitives::Address::ZERO);
+        table.now += 1;
+        table.node_plays();
+
+        let (op_roots, ops) = (own.op_roots(layer, row), &own.ops[&(layer, row)]);
+        let partial = |l: u16| PartialTree::new(claimed.layer(l).clone());
+        let (top, rows) = (PartialTree::new(claimed.top().clone()), partial(layer));
+        let previous = partial(layer.saturating_sub(1));
+        let pages = PartialTree::new(tensor::tensor_tree(&ops[op]));
+        let inputs = RunInputs { run: own.clone(), layer, position };
+        let evidence = Evidence {
+            program,
+            dims: own.dims,
+            top: &top,
+            previous_rows: &previous,
+            rows: &rows,
+            op_roots: &op_roots,
+            ops,
+            claimed: &ops[op],
+            claimed_pages: &pages,
+            inputs: &inputs,
+            hint: rng.random_range(0..self.model.manifest().vocab),
+        };
+        assert_eq!(trace::leaf(&roots(own, layer, row)), node_hash);
+        let case = table.case().unwrap();
+        // Some claims cannot even be written down: there is nothing to accuse then.
+        if let Ok(proof) = witness::build(claim, &evidence) {
+            let believed = case.accuse(claim, &proof.witness);
+            assert!(believed.is_err(), "an honest {claim:?} was proven wrong");
+        }
+        assert_eq!(case.state(), JobState::Submitted);
+        case.finalize();
+    }
+}
+
+fn roots(run: &Run, layer: u16, row: u32) -> Vec<sworn_commit::Hash> {
+    run.exports(layer, row).iter().map(|t| tensor::tensor_root(t)).collect()
+}
+
+/// What the games of one thread came to.
+#[derive(Default)]
+struct Tally {
+    gas: Vec<u64>,
+    answers: Vec<u32>,
+    timeouts: u64,
+    layers: BTreeSet<u16>,
+    positions: BTreeSet<u32>,
+    opcodes: BTreeSet<Opcode>,
+    failed: Vec<u64>,
+}
+
+impl Tally {
+    /// One lie, from its place to the slash.
+    fn play(&mut self, stage: &Stage, court: &mut Court, rng: &mut StdRng) {
+        let (opcode, place, run, own) = stage.lie(rng);
+        let silent = [Node::Silent, Node::AnswersUpTo(Kind::Layers), Node::AnswersUpTo(Kind::OpList)];
+        let (node, serves) = match rng.random_range(0..10) {
+            0..5 => (Node::Answers, true),
+            5..8 => (Node::Answers, false),
+            _ => (silent[rng.random_range(0..3)], rng.random()),
+        };
+        let served = serves.then(|| run.clone());
+        let mut table = Table::before(court, node, run);
+        match (table.play(&own, served.as_ref()), node) {
+            (End::Proven { opcode: proven, layer, .. }, _) => {
+                assert_eq!((proven, layer), (opcode, place.layer), "{place:?}");
+            }
+            (End::Timeout(_), Node::Silent | Node::AnswersUpTo(_)) => self.timeouts += 1,
+            (end, _) => panic!("{opcode} at {place:?}: {end:?}"),
+        }
+        let case = table.case().unwrap();
+        assert_eq!(case.state(), JobState::Slashed);
+        self.gas.push(case.gas);
+        self.answers.push(case.answers);
+        self.layers.insert(place.layer);
+        self.positions.insert(place.position);
+        self.opcodes.insert(opcode);
+    }
+
+    fn join(&mut self, other: Tally) {
+        self.gas.extend(other.gas);
+        self.answers.extend(other.answers);
+        self.timeouts += other.timeouts;
+        self.layers.extend(other.layers);
+        self.positions.extend(other.positions);
+        self.opcodes.extend(other.opcodes);
+        self.failed.extend(other.failed);
+    }
+}
+
+/// Plays `count` games on every core; each has a number from which all its choices follow.
+fn games(count: u64, game: impl Fn(&mut Tally, &mut Court, &mut StdRng) + Sync, stage: &Stage) -> Tally {
+    let (next, seed) = (AtomicU64::new(0), times("SWORN_SEED", 1));
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
+    std::thread::scope(|scope| {
+        let play = || {
+            let mut tally = Tally::default();
+            let fresh = || {
+                let mut court = Court::new(WINDOW, TURN);
+                court.register(&stage.model);
+                court
+            };
+            let mut court = fresh();
+            loop {
+                let n = next.fetch_add(1, Ordering::Relaxed);
+                if n >= count {
+                    return tally;
+                }
+                let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(n));
+                if catch_unwind(AssertUnwindSafe(|| game(&mut tally, &mut court, &mut rng))).is_err() {
+                    tally.failed.push(n);
+                    court = fresh();
+                }
+            }
+        };
+        let all: Vec<_> = (0..threads).map(|_| scope.spawn(play)).collect();
+        let mut tally = Tally::default();
+        all.into_iter().for_each(|t| tally.join(t.join().unwrap()));
+        tally
+    })
+}
+
+#[test]
+fn every_random_lie_is_slashed() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let count = times("SWORN_LIES", 10_000);
+    let mut t = games(count, |tally, court, rng| tally.play(&stage, court, rng), &stage);
+    t.gas.sort_unstable();
+    t.answers.sort_unstable();
+    let of = |v: &[u64], at: usize| v.get(at).copied().unwrap_or_default();
+    let (middle, worst) = (of(&t.gas, t.gas.len() / 2), of(&t.gas, t.gas.len().saturating_sub(1)));
+    let figures = format!(
+        "{} opcodes, {} layers, {} positions, {} by timeout; challenger's gas {middle} median, {worst} worst; node's answers {} median, {} worst",
+        t.opcodes.len(),
+        t.layers.len(),
+        t.positions.len(),
+        t.timeouts,
+        t.answers.get(t.answers.len() / 2).copied().unwrap_or_default(),
+        t.answers.last().copied().unwrap_or_default(),
+    );
+    tried("random lies, all slashed", count, t.failed.len() as u64, figures);
+    assert!(t.failed.is_empty(), "games {:?}: SWORN_SEED and SWORN_LIES play them again", t.failed);
+    assert_eq!(t.gas.len() as u64, count);
+    assert_eq!(t.opcodes.len(), stage.opcodes.len(), "{:?}", t.opcodes);
+    assert_eq!(t.layers.len(), usize::from(stage.honest.dims.layer_count()));
+}
+
+#[test]
+fn no_honest_answer_is_proven_wrong() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::new(dir.path());
+    let count = times("SWORN_LIES", 10_000);
+    let t = games(count, |_, court, rng| stage.accused(court, rng), &stage);
+    tried("honest answers accused, none slashed", count, t.failed.len() as u64, "one random element each");
+    assert!(t.failed.is_empty(), "games {:?}", t.failed);
+}
