@@ -52,6 +52,16 @@ lint: node_modules/.sworn-lock ## Formatting and lints, as CI expects them
 	node_modules/.bin/svelte-check --tsconfig page/tsconfig.json
 	$(FORGE) fmt --check
 
+.PHONY: analyse
+analyse: node_modules/.sworn-lock ## Static analysis (slither) and proofs for every input (halmos) of the contracts
+	script/analyse slither
+	script/analyse halmos
+
+.PHONY: deny
+deny: ## Licences, sources and known faults of every dependency (cargo-deny)
+	@cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2
+	cargo deny check
+
 .PHONY: fmt
 fmt: node_modules/.sworn-lock ## Format everything
 	cargo fmt --all

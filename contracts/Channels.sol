@@ -37,8 +37,11 @@ contract Channels is Purse, EIP712, Multicall {
     uint16 private immutable _userShareBps;
     uint16 private immutable _challengerShareBps;
 
+    // Written through references.
+    // slither-disable-next-line uninitialized-state
     mapping(bytes32 channelId => Channel) private _channels;
     mapping(uint256 batchId => Batch) private _batches;
+    // slither-disable-next-line uninitialized-state
     mapping(bytes32 key => ReceiptDemand) private _demands;
     uint256 private _nextBatchId = 1;
 
@@ -400,6 +403,8 @@ contract Channels is Purse, EIP712, Multicall {
     /// @inheritdoc IChannels
     function convict(bytes32 channelId) external onlyTrials nonReentrant returns (uint128 reward) {
         Channel storage c = _channels[channelId];
+        // The contract that this one was built with; and nonReentrant.
+        // slither-disable-next-line reentrancy-benign
         uint128 taken = INodes(nodes).convict(c.node);
         uint128 compensation = uint128(uint256(taken) * _userShareBps / BPS);
         reward = uint128(uint256(taken) * _challengerShareBps / BPS);

@@ -48,7 +48,8 @@ abstract contract Purse is IChannels, ReentrancyGuardTransient {
 
     /// @inheritdoc IChannels
     function depositWithPermit(uint128 amount, uint256 deadline, uint8 v, bytes32 r, bytes32 s) external nonReentrant {
-        // Anybody can send the permit before this call: what counts is the allowance.
+        // Anybody can send the permit before this call: what counts is the allowance. Not to be entered again (nonReentrant).
+        // slither-disable-next-line reentrancy-benign
         try IERC20Permit(token).permit(msg.sender, address(this), amount, deadline, v, r, s) {} catch {}
         _deposit(msg.sender, amount);
     }
@@ -91,6 +92,8 @@ abstract contract Purse is IChannels, ReentrancyGuardTransient {
 
     function _deposit(address from, uint128 amount) private {
         uint256 before = _beforeDeposit(from, amount);
+        // Both callers pass msg.sender.
+        // slither-disable-next-line arbitrary-send-erc20
         IERC20(token).safeTransferFrom(from, address(this), amount);
         _received(before, amount);
     }
@@ -116,6 +119,8 @@ abstract contract Purse is IChannels, ReentrancyGuardTransient {
     function _pullFee(address payer, uint128 amount) internal {
         _totals.fees += amount;
         uint256 before = _held();
+        // The caller, or who has called the trials: nobody pays another's fee.
+        // slither-disable-next-line arbitrary-send-erc20
         IERC20(token).safeTransferFrom(payer, address(this), amount);
         _received(before, amount);
     }

@@ -97,6 +97,8 @@ contract Trials is ITrials, ReentrancyGuardTransient {
         if (place.batchId == 0) {
             _unredeemed(receipt.channelId, receipt.sequence);
         } else {
+            // The channels call nobody; and nonReentrant.
+            // slither-disable-next-line reentrancy-no-eth
             deadline = _attach(jobId, t, place);
             uint40 turn = _after(_lodgeTurn);
             if (deadline < turn) deadline = turn;

@@ -202,7 +202,7 @@ interface IChallenges {
     function openingId(JobId jobId, Target calldata target) external pure returns (OpeningId);
 
     /// @notice An opening; all zero if nobody has demanded it.
-    function opening(OpeningId openingId) external view returns (Opening memory);
+    function opening(OpeningId id) external view returns (Opening memory);
 
     /// @notice The hash of the opened operator list of a position; zero before.
     function opListHash(JobId jobId, uint16 layer, uint32 row) external view returns (bytes32);

@@ -28,6 +28,7 @@ library Fixed {
             n := or(n, shl(3, gt(shr(n, a), 0xff)))
             n := or(n, shl(2, gt(shr(n, a), 0xf)))
             // What is left has four bits; nibble k of the constant (from the right) is bitlen(k).
+            // slither-disable-next-line incorrect-shift
             n := add(n, and(shr(shl(2, shr(n, a)), 0x4444444433332210), 0xf))
         }
     }

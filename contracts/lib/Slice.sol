@@ -350,6 +350,8 @@ library Slices {
                 rising := or(rising, gt(next, e))
                 e := sub(e, shr(5, add(mul(sub(e, next), and(d, 31)), 16)))
                 d := shr(13, d)
+                // One is shifted by d, as it is meant.
+                // slither-disable-next-line incorrect-shift
                 e := shr(d, add(e, shr(1, shl(d, 1))))
                 total := add(total, shr(3, add(e, 4)))
             }
@@ -386,6 +388,7 @@ library Slices {
                 rising := or(rising, gt(next, e))
                 e := sub(e, shr(5, add(mul(sub(e, next), and(d, 31)), 16)))
                 d := shr(13, d)
+                // slither-disable-next-line incorrect-shift
                 total := add(total, shr(d, add(shl(6, e), shr(1, shl(d, 1)))))
             }
         }

@@ -79,8 +79,6 @@ impl std::fmt::Debug for Router {
 pub struct Purse {
     /// The channel.
     pub channel: B256,
-    /// The node that it pays.
-    pub node: Address,
     /// What it owes, and what open requests may add.
     pub spent: u128,
     /// Whether its node can be asked now.
@@ -156,7 +154,7 @@ impl Router {
             let info = peer.info();
             let (_, owed, promised) = self.ledger.standing(info.id);
             let usable = peer.is_shut().is_none() && !self.is_banned(info.node) && peer.conduct().resting().is_none();
-            Purse { channel: info.id, node: info.node, spent: owed.saturating_add(promised), usable }
+            Purse { channel: info.id, spent: owed.saturating_add(promised), usable }
         };
         self.peers().iter().map(purse).collect()
     }

@@ -9,6 +9,7 @@ pub mod cases;
 pub mod court;
 pub mod devnet;
 pub mod fixture;
+pub mod hearing;
 pub mod liar;
 pub mod run;
 pub mod scenario;

@@ -21,6 +21,9 @@ pub const INPUT_PRICE: u128 = 1_000_000_000_000_000;
 /// Price of an output token.
 pub const OUTPUT_PRICE: u128 = 5_000_000_000_000_000;
 
+/// A node that wants to answer does so sooner.
+const SILENCE: Duration = Duration::from_secs(6);
+
 type Result<T, E = DevnetError> = std::result::Result<T, E>;
 
 /// A program that tells its events as JSON lines.
@@ -371,6 +374,51 @@ impl Stage {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Follows a challenge to its end, letting turns pass: the job is slashed, all have withdrawn, every token is accounted for. `told` is
+    /// what the watcher has told so far.
+    ///
+    /// # Errors
+    /// It does not come to that in time.
+    pub async fn to_the_slash(
+        &self,
+        liar: &Process,
+        told: impl Fn() -> Vec<Value>,
+        job: u64,
+        patience: Duration,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let submitted =
+            self.until(job, JobState::Submitted, patience).await.map_err(|e| liar.complaint(&e.to_string()))?;
+        let mut demanded: Option<Instant> = None;
+        let mut read = 0;
+        loop {
+            let all = told();
+            for event in &all[read..] {
+                match event["event"].as_str().unwrap_or_default() {
+                    "demanded" => demanded = Some(Instant::now()),
+                    "answered" => demanded = None,
+                    "proven" => self.skip_challenger_turn().await?,
+                    "self_check_failed" => return Err(DevnetError::other(event)),
+                    _ => {}
+                }
+            }
+            read = all.len();
+            if demanded.is_some_and(|d| d.elapsed() > SILENCE) {
+                demanded = None;
+                self.skip_node_turn().await?;
+            }
+            if all.iter().any(|e| e["event"] == "withdrawn") {
+                break;
+            }
+            if start.elapsed() > patience {
+                return Err(DevnetError::other("the challenge does not end"));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        self.until(job, JobState::Slashed, Duration::ZERO).await?;
+        self.settle_slash(&submitted).await
     }
 
     /// Lets the node's turn pass.

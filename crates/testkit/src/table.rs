@@ -4,15 +4,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use alloy::primitives::{Address, B256, U256};
-use sworn_bindings::{Claim, IChallenges, IMarket, JobState, Revert, Witness};
-use sworn_commit::{Hash, TraceTree, tensor, trace, tree, witness};
+use alloy::primitives::Address;
+use sworn_commit::{Hash, TraceTree, tensor, trace, tree};
 use sworn_isa::Opcode;
 use sworn_watcher::game::{Game, Kind, MAX_DEPTH, Opening, OpeningState, Target};
 use sworn_watcher::solver::{self, Asked, Clock, Demand, Learned, Move, Own, Replay};
-use sworn_watcher::{demand_call, sol_target};
 
-use crate::court::{Court, NODE, WATCHER};
+use crate::court::Court;
+use crate::hearing::Hearing;
 use crate::run::{NEW, Run, RunInputs};
 
 /// Seconds that a node has for an answer, and a challenger for the next move.
@@ -43,7 +42,7 @@ pub enum End {
 
 /// The chain: checks each move as the contract does.
 pub struct Table<'c> {
-    court: Option<Case<'c>>,
+    court: Option<Hearing<'c>>,
     node: Node,
     claimed: Arc<Run>,
     /// (layer, row) → another operator list than the run's, as far as the leaf allows
@@ -70,17 +69,15 @@ impl<'c> Table<'c> {
     pub fn before(court: &'c mut Court, node: Node, claimed: Run) -> Self {
         let (trace, window) = (claimed.trace(), court.window);
         let (job, _) = court.job(&claimed.model, &claimed.prompt, NEW, &claimed.output, trace.layers_root());
-        let (number, time) = (court.block.number, court.block.timestamp);
-        let case = Case { court, job, number, time, demanded: HashMap::new(), gas: 0, answers: 0 };
-        Table { court: Some(case), ..Self::new(node, claimed, window) }
+        Table { court: Some(Hearing::new(court, job)), ..Self::new(node, claimed, window) }
     }
 
     /// What the contracts' side has seen.
-    pub fn case(&mut self) -> Option<&mut Case<'c>> {
+    pub fn hearing(&mut self) -> Option<&mut Hearing<'c>> {
         self.court.as_mut()
     }
 
-    /// On the day of the result.
+    /// On the day of the result, without the contracts.
     pub fn new(node: Node, claimed: Run, window: u64) -> Self {
         let trace = claimed.trace();
         let game = Game::new(claimed.dims, trace.layers_root(), window);
@@ -126,8 +123,8 @@ impl<'c> Table<'c> {
             assert!(depth < o.depth, "demanded again without need: {:?}", d.target);
             o.depth = depth;
             self.lowered += 1;
-            if let Some(case) = &mut self.court {
-                case.demand(d, self.now);
+            if let Some(hearing) = &mut self.court {
+                hearing.demand(d, self.now);
             }
             return;
         }
@@ -172,8 +169,8 @@ impl<'c> Table<'c> {
         };
         assert_eq!(root, expected, "{t:?}");
         self.demands += 1;
-        if let Some(case) = &mut self.court {
-            case.demand(d, self.now);
+        if let Some(hearing) = &mut self.court {
+            hearing.demand(d, self.now);
         }
         let state = OpeningState::Demanded { deadline: self.now + TURN };
         self.game.openings.insert(t, Opening { payer, depth, state });
@@ -189,31 +186,43 @@ impl<'c> Table<'c> {
                 Node::AnswersUpTo(kind) => t.kind <= kind,
                 Node::Silent => false,
             };
-            let data = match t.kind {
-                _ if !willing || self.now < self.answers_from => None,
-                Kind::Layers => Some(self.trace.top().descendants(t.level as u32, t.index as u64).concat()),
-                Kind::Positions => Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat()),
-                // A leaf that is no hash of operator roots has no answer.
-                Kind::OpList => (self.claimed.leaf(t.layer, t.row)
-                    == self.trace.layer(t.layer).leaves()[t.row as usize])
-                    .then(|| self.list(t.layer, t.row).concat()),
-                Kind::Tokens => None,
-                Kind::Pages | Kind::Page => {
-                    let bytes = &self.claimed.ops[&(t.layer, t.row)][t.op as usize];
-                    // A root that is no tensor's has no answer.
-                    (tensor::tensor_root(bytes) == self.list(t.layer, t.row)[t.op as usize]).then(|| match t.kind {
-                        Kind::Pages => tensor::tensor_tree(bytes).descendants(t.level as u32, t.index as u64).concat(),
-                        _ => bytes.chunks(tensor::PAGE).nth(t.index as usize).unwrap().to_vec(),
-                    })
-                }
-            };
+            let data = self.answer_to(&t).filter(|_| willing && self.now >= self.answers_from);
             if let Some(data) = data {
-                if let Some(case) = &mut self.court {
-                    case.answer(&t, &data, self.now);
+                if let Some(hearing) = &mut self.court {
+                    hearing.answer(&t, &data, self.now);
                 }
                 let turn_end = self.now + TURN;
                 self.game.openings.get_mut(&t).unwrap().state = OpeningState::Answered { turn_end, data };
             }
+        }
+    }
+
+    /// The right answer to a demand; none: there is none.
+    fn answer_to(&self, t: &Target) -> Option<Vec<u8>> {
+        match t.kind {
+            Kind::Layers => Some(self.trace.top().descendants(t.level as u32, t.index as u64).concat()),
+            Kind::Positions => Some(self.trace.layer(t.layer).descendants(t.level as u32, t.index as u64).concat()),
+            // A leaf that is no hash of operator roots has no answer.
+            Kind::OpList => (self.claimed.leaf(t.layer, t.row) == self.trace.layer(t.layer).leaves()[t.row as usize])
+                .then(|| self.list(t.layer, t.row).concat()),
+            Kind::Tokens => None,
+            Kind::Pages | Kind::Page => {
+                let bytes = &self.claimed.ops[&(t.layer, t.row)][t.op as usize];
+                // A root that is no tensor's has no answer.
+                (tensor::tensor_root(bytes) == self.list(t.layer, t.row)[t.op as usize]).then(|| match t.kind {
+                    Kind::Pages => tensor::tensor_tree(bytes).descendants(t.level as u32, t.index as u64).concat(),
+                    _ => bytes.chunks(tensor::PAGE).nth(t.index as usize).unwrap().to_vec(),
+                })
+            }
+        }
+    }
+
+    /// Whoever is no party to the rules tries something.
+    fn meddle(&mut self) {
+        let open = self.game.openings.iter().filter(|(_, o)| matches!(o.state, OpeningState::Demanded { .. }));
+        let open: Vec<_> = open.filter_map(|(t, _)| Some((*t, self.answer_to(t)?))).collect();
+        if let Some(hearing) = &mut self.court {
+            hearing.meddle(&open, self.now);
         }
     }
 
@@ -265,8 +274,8 @@ impl<'c> Table<'c> {
                 Move::Timeout(t) => {
                     let OpeningState::Demanded { deadline } = self.game.openings[&t].state else { panic!("answered") };
                     assert!(self.now > deadline);
-                    if let Some(case) = &mut self.court {
-                        case.timeout(&t, self.now);
+                    if let Some(hearing) = &mut self.court {
+                        hearing.timeout(&t, self.now);
                     }
                     return End::Timeout(t);
                 }
@@ -284,9 +293,9 @@ impl<'c> Table<'c> {
                     if d.opcode != Opcode::Select {
                         assert_eq!(a.proof.computed, value(own));
                     }
-                    if let Some(case) = &mut self.court {
-                        case.at(self.now);
-                        case.accuse(c, &a.proof.witness).unwrap_or_else(|e| panic!("{}: {e}", a.opcode));
+                    if let Some(hearing) = &mut self.court {
+                        hearing.at(self.now);
+                        hearing.accuse(c, &a.proof.witness).unwrap_or_else(|e| panic!("{}: {e}", a.opcode));
                     }
                     return End::Proven {
                         opcode: a.opcode,
@@ -301,102 +310,11 @@ impl<'c> Table<'c> {
                 Move::Broken(why) => panic!("{why}"),
             }
             self.now += 2;
+            self.meddle();
             self.node_plays();
+            self.meddle();
             assert!(!self.could_finalise(), "a fraudulent job could become final at {}", self.now);
         }
         panic!("the game does not end")
-    }
-}
-
-/// A challenge before the contracts.
-pub struct Case<'c> {
-    court: &'c mut Court,
-    /// The job.
-    pub job: U256,
-    /// Block and second of its result.
-    number: U256,
-    time: U256,
-    /// The parameters of what was demanded.
-    demanded: HashMap<Target, IChallenges::Demanded>,
-    /// What the challenger's transactions used.
-    pub gas: u64,
-    /// How often the node answered.
-    pub answers: u32,
-}
-
-impl Case<'_> {
-    /// Block and time of a second of the game.
-    fn at(&mut self, now: u64) {
-        self.court.block.number = self.number + U256::from(now);
-        self.court.block.timestamp = self.time + U256::from(now);
-    }
-
-    fn demand(&mut self, d: &Demand, now: u64) {
-        self.at(now);
-        let call = demand_call(self.job.to(), d);
-        let done = self.court.call(WATCHER, self.court.challenges, &call);
-        let done = done.unwrap_or_else(|e| panic!("the contract refuses {:?}: {e}", d.target));
-        self.gas += done.gas;
-        if let Some(demanded) = done.event() {
-            self.demanded.insert(d.target, demanded);
-        }
-    }
-
-    fn answer(&mut self, target: &Target, data: &[u8], now: u64) {
-        self.at(now);
-        // What somebody else opened before this case began is not the contract's.
-        let Some(d) = self.demanded.get(target) else { return };
-        let call = IChallenges::answerCall {
-            jobId: self.job,
-            target: sol_target(target),
-            nodeHash: d.nodeHash,
-            leafCount: d.leafCount,
-            byteLength: d.byteLength,
-            data: data.to_vec().into(),
-        };
-        self.court.send(NODE, self.court.challenges, &call);
-        self.answers += 1;
-    }
-
-    fn timeout(&mut self, target: &Target, now: u64) {
-        self.at(now);
-        let call = IChallenges::timeoutCall { jobId: self.job, target: sol_target(target) };
-        self.gas += self.court.send(WATCHER, self.court.challenges, &call).0;
-        assert_eq!(self.state(), JobState::Slashed);
-    }
-
-    /// Announces a claim and proves it in the next block.
-    ///
-    /// # Errors
-    /// The contract does not believe it.
-    pub fn accuse(&mut self, claim: witness::Claim, proof: &witness::Witness) -> Result<(), Revert> {
-        let (job, challenges, salt) = (self.job, self.court.challenges, B256::repeat_byte(7));
-        let claim = Claim::from(claim);
-        let hidden = IChallenges::commitmentOfCall { jobId: job, claim: claim.clone(), sender: WATCHER, salt };
-        let (_, commitment) = self.court.send(WATCHER, challenges, &hidden);
-        self.gas += self.court.send(WATCHER, challenges, &IChallenges::announceCall { jobId: job, commitment }).0;
-        self.court.pass(1);
-        let prove = IChallenges::proveFraudCall { jobId: job, claim, salt, witness: Witness::from(proof) };
-        self.gas += self.court.call(WATCHER, challenges, &prove)?.gas;
-        assert_eq!(self.state(), JobState::Slashed);
-        self.court.pass(TURN + 1);
-        self.gas += self.court.send(WATCHER, challenges, &IChallenges::settleRewardCall { jobId: job }).0;
-        self.gas += self.court.send(WATCHER, challenges, &IChallenges::reclaimFeesCall { jobId: job }).0;
-        Ok(())
-    }
-
-    /// Lets the window and every turn pass; the node takes its pay.
-    ///
-    /// # Panics
-    /// The job does not become final.
-    pub fn finalize(&mut self) {
-        self.court.pass(self.court.window + 2 * TURN + 2);
-        self.court.send(NODE, self.court.market, &IMarket::finalizeCall { jobId: self.job });
-        assert_eq!(self.state(), JobState::Final);
-    }
-
-    /// The job as the market has it.
-    pub fn state(&mut self) -> JobState {
-        self.court.send(WATCHER, self.court.market, &IMarket::jobCall { jobId: self.job }).1.state
     }
 }

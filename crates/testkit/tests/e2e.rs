@@ -22,8 +22,6 @@ use tokio::task::JoinHandle;
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
 /// For a whole challenge on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(100);
-/// A node that wants to answer does so sooner.
-const SILENCE: Duration = Duration::from_secs(6);
 
 /// A watcher: `sworn watch`, or in this process with a model that the test has damaged.
 enum Watcher {
@@ -114,7 +112,7 @@ async fn play_on(stage: Stage, lie: &str, seed: u64, prompt: &[u32], max_new: u3
     let liar = stage.liar(Path::new(LIAR), &arguments).await.unwrap();
     let watcher = Watcher::start(&stage);
     let job = stage.ask(prompt, max_new).await.unwrap();
-    if let Err(e) = follow(&stage, &liar, &watcher, job).await {
+    if let Err(e) = stage.to_the_slash(&liar, || watcher.all(), job, PATIENCE).await {
         panic!("{lie}: {e}\nwatcher:\n{}\n{}", watcher.story(), liar.complaint(""));
     }
     let lied = liar.wait("lied", Duration::ZERO).await.unwrap();
@@ -125,43 +123,6 @@ async fn play_on(stage: Stage, lie: &str, seed: u64, prompt: &[u32], max_new: u3
         "lies and silences of every kind; every token accounted for",
     );
     Played { lied, watcher }
-}
-
-async fn follow(stage: &Stage, liar: &Process, watcher: &Watcher, job: u64) -> Result<(), String> {
-    let start = Instant::now();
-    let submitted = stage
-        .until(job, JobState::Submitted, PATIENCE)
-        .await
-        .map_err(|e| liar.complaint(&e.to_string()).to_string())?;
-    let mut demanded: Option<Instant> = None;
-    let mut read = 0;
-    loop {
-        let all = watcher.all();
-        let news = &all[read..];
-        read = all.len();
-        for event in news {
-            match event["event"].as_str().unwrap_or_default() {
-                "demanded" => demanded = Some(Instant::now()),
-                "answered" => demanded = None,
-                "proven" => stage.skip_challenger_turn().await.map_err(|e| e.to_string())?,
-                "self_check_failed" => return Err(event.to_string()),
-                _ => {}
-            }
-        }
-        if demanded.is_some_and(|d| d.elapsed() > SILENCE) {
-            demanded = None;
-            stage.skip_node_turn().await.map_err(|e| e.to_string())?;
-        }
-        if !watcher.named("withdrawn").is_empty() {
-            break;
-        }
-        if start.elapsed() > PATIENCE {
-            return Err("the challenge does not end".into());
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    stage.until(job, JobState::Slashed, Duration::ZERO).await.map_err(|e| e.to_string())?;
-    stage.settle_slash(&submitted).await.map_err(|e| e.to_string())
 }
 
 /// The watcher has proven exactly the first wrong element of what was committed to.

@@ -23,6 +23,8 @@ use sworn_watcher::game::{Kind, Target};
 use sworn_watcher::solver::Demand;
 
 const WINDOW: u64 = 400;
+const REFUSED: &str = "moves against the rules, all refused";
+const WHAT: &str = "late, garbled, partial or repeated answers, early timeouts, repeated demands, copied, hasty or second proofs, early or second pay, bound stake";
 
 /// What the games have in common.
 struct Stage {
@@ -76,7 +78,7 @@ impl Stage {
     }
 
     /// An honest answer, accused at a random element by a witness that is right in every word.
-    fn accused(&self, court: &mut Court, rng: &mut StdRng) {
+    fn accused(&self, court: &mut Court, rng: &mut StdRng) -> u64 {
         let own = &self.honest;
         let (layer, row) = loop {
             let layer = rng.random_range(0..own.dims.layer_count());
@@ -93,6 +95,7 @@ impl Stage {
         let claim = witness::Claim { layer, row, op: op as u16, element };
 
         let mut table = Table::before(court, Node::Answers, (**own).clone());
+        table.hearing().unwrap().meddled(rng.random());
         let claimed = own.trace();
         let mut path = claimed.layer(layer).path(0, u64::from(row));
         path.extend(claimed.top().path(0, u64::from(layer)));
@@ -131,14 +134,16 @@ impl Stage {
             hint: rng.random_range(0..self.model.manifest().vocab),
         };
         assert_eq!(trace::leaf(&roots(own, layer, row)), node_hash);
-        let case = table.case().unwrap();
+        let hearing = table.hearing().unwrap();
         // Some claims cannot even be written down: there is nothing to accuse then.
         if let Ok(proof) = witness::build(claim, &evidence) {
-            let believed = case.accuse(claim, &proof.witness);
+            let believed = hearing.accuse(claim, &proof.witness);
             assert!(believed.is_err(), "an honest {claim:?} was proven wrong");
         }
-        assert_eq!(case.state(), JobState::Submitted);
-        case.finalize();
+        assert_eq!(hearing.state(), JobState::Submitted);
+        hearing.finalize();
+        hearing.conserved();
+        hearing.refused
     }
 }
 
@@ -152,6 +157,7 @@ struct Tally {
     gas: Vec<u64>,
     answers: Vec<u32>,
     timeouts: u64,
+    refused: u64,
     layers: BTreeSet<u16>,
     positions: BTreeSet<u32>,
     opcodes: BTreeSet<Opcode>,
@@ -170,6 +176,7 @@ impl Tally {
         };
         let served = serves.then(|| run.clone());
         let mut table = Table::before(court, node, run);
+        table.hearing().unwrap().meddled(rng.random());
         match (table.play(&own, served.as_ref()), node) {
             (End::Proven { opcode: proven, layer, .. }, _) => {
                 assert_eq!((proven, layer), (opcode, place.layer), "{place:?}");
@@ -177,10 +184,12 @@ impl Tally {
             (End::Timeout(_), Node::Silent | Node::AnswersUpTo(_)) => self.timeouts += 1,
             (end, _) => panic!("{opcode} at {place:?}: {end:?}"),
         }
-        let case = table.case().unwrap();
-        assert_eq!(case.state(), JobState::Slashed);
-        self.gas.push(case.gas);
-        self.answers.push(case.answers);
+        let hearing = table.hearing().unwrap();
+        assert_eq!(hearing.state(), JobState::Slashed);
+        hearing.conserved();
+        self.refused += hearing.refused;
+        self.gas.push(hearing.gas);
+        self.answers.push(hearing.answers);
         self.layers.insert(place.layer);
         self.positions.insert(place.position);
         self.opcodes.insert(opcode);
@@ -190,6 +199,7 @@ impl Tally {
         self.gas.extend(other.gas);
         self.answers.extend(other.answers);
         self.timeouts += other.timeouts;
+        self.refused += other.refused;
         self.layers.extend(other.layers);
         self.positions.extend(other.positions);
         self.opcodes.extend(other.opcodes);
@@ -248,6 +258,7 @@ fn every_random_lie_is_slashed() {
         t.answers.get(t.answers.len() / 2).copied().unwrap_or_default(),
         t.answers.last().copied().unwrap_or_default(),
     );
+    tried(REFUSED, t.refused, 0, WHAT);
     tried("random lies, all slashed", count, t.failed.len() as u64, figures);
     assert!(t.failed.is_empty(), "games {:?}: SWORN_SEED and SWORN_LIES play them again", t.failed);
     assert_eq!(t.gas.len() as u64, count);
@@ -260,7 +271,8 @@ fn no_honest_answer_is_proven_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::new(dir.path());
     let count = times("SWORN_LIES", 10_000);
-    let t = games(count, |_, court, rng| stage.accused(court, rng), &stage);
+    let t = games(count, |tally, court, rng| tally.refused += stage.accused(court, rng), &stage);
+    tried(REFUSED, t.refused, 0, WHAT);
     tried("honest answers accused, none slashed", count, t.failed.len() as u64, "one random element each");
     assert!(t.failed.is_empty(), "games {:?}", t.failed);
 }

@@ -199,17 +199,31 @@ async fn show(link: &Link, id: B256) -> Result<Shown> {
     })
 }
 
+/// Every channel that was opened by a user, or to a node, or by one to the other.
+async fn opened(link: &Link, user: Option<Address>, node: Option<Address>) -> Result<Vec<(B256, Address)>> {
+    let signature = Some(IChannels::ChannelOpened::SIGNATURE_HASH);
+    let topics = [signature, None, user.and_then(indexed), node.and_then(indexed)];
+    let said = history::events(link, &[link.chain.deployment().channels], topics).await?;
+    let channel = |said: history::Said| match said.event {
+        Event::Channels(IChannelsEvents::ChannelOpened(e)) => Some((e.channelId, e.node)),
+        _ => None,
+    };
+    Ok(said.into_iter().filter_map(channel).collect())
+}
+
+/// Every channel that a user has opened, with its node.
+pub(super) async fn of_user(link: &Link, user: Address) -> Result<Vec<(B256, Address)>> {
+    opened(link, Some(user), None).await
+}
+
 async fn list(settings: &Settings, of: Address, all: bool) -> Result<()> {
     let link = Link::open(settings).await?;
-    let contract = [link.chain.deployment().channels];
-    let opened = Some(IChannels::ChannelOpened::SIGNATURE_HASH);
-    let mut said = history::events(&link, &contract, [opened, None, indexed(of), None]).await?;
-    said.extend(history::events(&link, &contract, [opened, None, None, indexed(of)]).await?);
+    let mut found = of_user(&link, of).await?;
+    found.extend(opened(&link, None, Some(of)).await?);
     let mut shown: Vec<Shown> = Vec::new();
-    for said in said {
-        let Event::Channels(IChannelsEvents::ChannelOpened(e)) = said.event else { continue };
-        if shown.iter().all(|s| s.channel != e.channelId) {
-            let one = show(&link, e.channelId).await?;
+    for (channel, _) in found {
+        if shown.iter().all(|s| s.channel != channel) {
+            let one = show(&link, channel).await?;
             if all || one.state != "closed" {
                 shown.push(one);
             }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256};
 use serde::Serialize;
-use sworn_gateway::{Purse, Router};
+use sworn_bindings::ChannelState;
+use sworn_gateway::Router;
 
 use crate::amount::Currency;
 use crate::args;
@@ -87,23 +88,15 @@ pub(super) struct AutoOpen {
     models: Vec<B256>,
     terms: Terms,
     out: Output,
-    /// Channels that this opened and the router does not have yet.
-    fresh: BTreeMap<B256, Address>,
+    /// Channels of the account that are not closed, with their nodes, and when this opened them; none: not read yet.
+    known: Option<BTreeMap<B256, (Address, Option<Instant>)>>,
     /// Nodes that offer each model, and when they were read.
     offering: BTreeMap<B256, (Instant, Vec<Address>)>,
 }
 
 impl AutoOpen {
     pub(super) fn new(account: Account, router: Arc<Router>, models: Vec<B256>, terms: Terms, out: Output) -> Self {
-        AutoOpen {
-            account: account.quiet(),
-            router,
-            models,
-            terms,
-            out,
-            fresh: BTreeMap::new(),
-            offering: BTreeMap::new(),
-        }
+        AutoOpen { account: account.quiet(), router, models, terms, out, known: None, offering: BTreeMap::new() }
     }
 
     /// Looks after the channels until it is dropped.
@@ -127,16 +120,8 @@ impl AutoOpen {
 
     async fn step(&mut self) -> Result<()> {
         for model in self.models.clone() {
-            let mut purses = self.router.channels();
-            self.fresh.retain(|id, _| !purses.iter().any(|p| p.channel == *id));
             let each = self.terms.each;
-            purses.extend(self.fresh.iter().map(|(id, node)| Purse {
-                channel: *id,
-                node: *node,
-                spent: 0,
-                usable: true,
-            }));
-            let (purses, held) = self.own(purses).await?;
+            let (purses, held) = self.own().await?;
             let offering = self.offering(model, &purses).await?;
             let (top_up, new) = self.terms.plan(&purses, &offering, held);
             for id in top_up {
@@ -150,7 +135,7 @@ impl AutoOpen {
             }
             for node in new {
                 let (id, _) = channel::open(&self.account, node, each, None).await?;
-                self.fresh.insert(id, node);
+                self.known.get_or_insert_default().insert(id, (node, Some(Instant::now())));
                 self.out.line(&Told::ChannelOpened { channel: id, node, amount: each.to_string() }, |_| {
                     format!("opened  channel {id}  node {node}")
                 })?;
@@ -159,16 +144,32 @@ impl AutoOpen {
         Ok(())
     }
 
-    /// The account's own channels, and what they hold in all. Deposits are the chain's: the router may not have seen the last one.
-    async fn own(&self, purses: Vec<Purse>) -> Result<(Vec<Own>, u128)> {
-        let (channels, me) = (self.account.link.chain.channels(), self.account.address());
-        let (mut own, mut held) = (Vec::with_capacity(purses.len()), 0u128);
-        for Purse { channel, node, spent, usable } in purses {
-            let c = channels.channel(channel).call().await.viewed()?;
-            if c.user == me {
-                held = held.saturating_add(c.deposit.saturating_sub(c.claimed));
-                own.push(Own { channel, node, left: c.deposit.saturating_sub(spent), usable });
+    /// The account's own channels, and what they hold in all: also those whose nodes are not asked any more, since their money is still
+    /// there. Deposits are the chain's: the router may not have seen the last one.
+    async fn own(&mut self) -> Result<(Vec<Own>, u128)> {
+        if self.known.is_none() {
+            let opened = channel::of_user(&self.account.link, self.account.address()).await?;
+            self.known = Some(opened.into_iter().map(|(id, node)| (id, (node, None))).collect());
+        }
+        let Some(known) = &mut self.known else { return Ok((Vec::new(), 0)) };
+        let (channels, purses) = (self.account.link.chain.channels(), self.router.channels());
+        let (mut own, mut held) = (Vec::with_capacity(known.len()), 0u128);
+        for (id, (node, opened)) in known.clone() {
+            let c = channels.channel(id).call().await.viewed()?;
+            if c.state == ChannelState::Closed {
+                known.remove(&id);
+                continue;
             }
+            // Whose vouchers another key signs, is another gateway's.
+            if c.signer != self.account.address() {
+                continue;
+            }
+            held = held.saturating_add(c.deposit.saturating_sub(c.claimed));
+            let purse = purses.iter().find(|p| p.channel == id);
+            let spent = purse.map_or(0, |p| p.spent);
+            // The router hears of a new channel a little later.
+            let usable = purse.map_or(opened.is_some_and(|at| at.elapsed() < REST), |p| p.usable);
+            own.push(Own { channel: id, node, left: c.deposit.saturating_sub(spent), usable });
         }
         Ok((own, held))
     }
