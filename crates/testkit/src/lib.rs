@@ -8,6 +8,7 @@ pub mod buyer;
 pub mod cases;
 pub mod court;
 pub mod devnet;
+pub mod faulty;
 pub mod fixture;
 pub mod hearing;
 pub mod liar;

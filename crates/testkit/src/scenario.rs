@@ -119,6 +119,8 @@ pub struct Stage {
     pub terms: Terms,
     /// Where the node serves.
     pub listen: String,
+    /// The chain's server, as agents are told.
+    pub agents_rpc: String,
 }
 
 /// The product's program, built beside the tests.
@@ -175,7 +177,8 @@ impl Stage {
             (net.actor("operator").await?, net.actor("user").await?, net.actor("watcher").await?);
         net.register(&model, &user).await?;
         let listen = format!("127.0.0.1:{}", free_port()?);
-        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms, listen })
+        let agents_rpc = net.rpc.clone();
+        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms, listen, agents_rpc })
     }
 
     /// Starts the node that lies.
@@ -304,7 +307,7 @@ impl Stage {
 
     /// Chain, model and somebody's state.
     fn about(&self, command: &mut Command, actor: &Actor) {
-        command.args(["--json", "--log", "info", "--rpc", &self.net.rpc]);
+        command.args(["--json", "--log", "info", "--rpc", &self.agents_rpc]);
         command.arg("--deployment").arg(self.net.deployment_file());
         command.arg("--home").arg(self.net.dir.path().join("home"));
         command.arg("--model").arg(self.model.path()).arg("--state").arg(actor.dir.join("state"));

@@ -280,15 +280,16 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         });
         let d = self.config.deployment.clone();
         for (spender, whose) in [(d.market, "market"), (d.channels, "channels")] {
-            let allowance = self.chain.token().allowance(self.me, spender).call().await;
-            let allowance = allowance.map_err(sworn_chain::Error::from)?;
+            let read = async || Ok(self.chain.token().allowance(self.me, spender).call().await?);
+            let allowance = sworn_chain::persistently("reading an allowance", read).await?;
             if allowance >= U256::MAX >> 1 {
                 continue;
             }
             let call = IERC20::approveCall { spender, value: U256::MAX };
             // The allowance in the key: one that was spent or revoked is renewed.
             let key = format!("approve/{whose}/{allowance}");
-            match sender.send(&Intent::call(key, self.config.deployment.token, &call)).await {
+            let intent = Intent::call(key, self.config.deployment.token, &call);
+            match sworn_chain::persistently("allowing fees", || sender.send(&intent)).await {
                 Ok(r) => self.tell(WatcherEvent::Sent { job: None, call: "approve".into(), tx: tx(&r) }),
                 Err(e) => self.error(None, format!("the {whose} cannot take fees: {e}")),
             }
