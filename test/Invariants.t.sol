@@ -124,6 +124,7 @@ contract InvariantsTest is Fixture {
 
     /// Whatever has happened, everything ends: no demand, no turn, no job can hold money for ever.
     function afterInvariant() public {
+        handler.assertBusy();
         vm.roll(block.number + 1);
         vm.warp(block.timestamp + mp.acceptTimeout + mp.submitTimeout + mp.challengeWindow);
         // Whoever has not answered by now never does.
@@ -139,9 +140,7 @@ contract InvariantsTest is Fixture {
                 handler.reclaim(w, i);
             }
         }
-        for (uint256 i; i < 9; i++) {
-            handler.withdraw(i);
-        }
+        while (handler.withdrawAny(0)) {}
         uint256 terminal;
         for (uint8 s = uint8(JobState.Final); s <= uint8(JobState.Slashed); s++) {
             terminal += handler.inState(JobState(s));
@@ -193,7 +192,6 @@ contract InvariantsTest is Fixture {
             assertGt(handler.count(bytes32(bytes(names[i]))), 1, names[i]);
         }
         assertGt(handler.count("reclaim"), 1, "reclaim");
-        assertGt(handler.busy(), handler.idle(), "most steps did nothing");
         afterInvariant();
     }
 }

@@ -21,7 +21,7 @@ import {JobId, JobState} from "../../contracts/interfaces/ICourt.sol";
 import {NaiveTree} from "./NaiveTree.sol";
 
 /// @notice Everybody who pays and is paid by receipts, at once: random steps, each one possible when it is taken. A step that
-/// finds nothing to do does nothing and says so in `idle`.
+/// finds nothing to do lets another be done, or else says so in `idle`.
 contract ChannelsHandler is Test {
     uint256 internal constant USERS = 3;
     uint256 internal constant SERVERS = 3;
@@ -54,6 +54,9 @@ contract ChannelsHandler is Test {
     mapping(uint256 batchId => IChannels.BatchState) internal seen;
 
     uint256 public idle;
+    uint256 public busy;
+    /// steps in whose place another was done
+    uint256 public instead;
     mapping(bytes32 step => uint256) public count;
 
     constructor(
@@ -96,13 +99,28 @@ contract ChannelsHandler is Test {
     }
 
     modifier step(bytes32 name) {
-        uint256 before = idle;
+        (uint256 idleBefore, uint256 insteadBefore) = (idle, instead);
         _;
-        if (idle == before) count[name]++;
+        if (idle != idleBefore) return;
+        busy++;
+        if (instead == insteadBefore) count[name]++;
     }
 
+    /// There is nothing of its kind to do: a user puts money by for channels to come.
     function _idle() private {
-        idle++;
+        address u = user(idle + busy);
+        if (token.balanceOf(u) == 0) {
+            idle++;
+            return;
+        }
+        vm.prank(u);
+        channels.deposit(1);
+        instead++;
+    }
+
+    /// @notice that most steps did something; a sequence too short to tell passes
+    function assertBusy() external view {
+        if (idle + busy > 20) assertLe(10 * idle, idle + busy, "more than a tenth of the steps did nothing");
     }
 
     function user(uint256 seed) internal view returns (address) {
@@ -215,15 +233,19 @@ contract ChannelsHandler is Test {
         }
     }
 
-    function withdraw(uint256 seed) public step("withdraw") {
+    function withdraw(uint256 seed) external step("withdraw") {
+        if (!withdrawAny(seed)) _idle();
+    }
+
+    function withdrawAny(uint256 seed) public returns (bool) {
         for (uint256 k; k < people.length; k++) {
             address who = people[(seed % people.length + k) % people.length];
             if (channels.balanceOf(who) == 0) continue;
             vm.prank(who);
             channels.withdraw();
-            return;
+            return true;
         }
-        _idle();
+        return false;
     }
 
     // ------------------------------------------------------------------------------------------------------- nodes

@@ -15,9 +15,11 @@ import {TinyModel} from "./TinyModel.sol";
 import {TinyTrace} from "./TinyTrace.sol";
 
 /// @notice Everybody of a market at once: random steps, each one possible when it is taken. A step that finds nothing to do
-/// does nothing and says so in `idle`.
+/// lets another be done, or else says so in `idle`.
 contract Handler is Test {
     uint256 internal constant PEOPLE = 3;
+    /// that are begun for want of anything else
+    uint256 internal constant MOST_JOBS = 16;
     bytes32 internal constant SALT = keccak256("salt");
 
     DevToken internal immutable token;
@@ -46,6 +48,8 @@ contract Handler is Test {
     mapping(uint256 job => Target[]) internal _asked;
     uint256 public idle;
     uint256 public busy;
+    /// steps in whose place another was done
+    uint256 public instead;
     mapping(bytes32 step => uint256) public count;
 
     constructor(
@@ -84,12 +88,11 @@ contract Handler is Test {
 
     /// Counts a step by what came of it.
     modifier step(bytes32 name) {
-        uint256 before = idle;
+        (uint256 idleBefore, uint256 insteadBefore) = (idle, instead);
         _;
-        if (idle == before) {
-            busy++;
-            count[name]++;
-        }
+        if (idle != idleBefore) return;
+        busy++;
+        if (instead == insteadBefore) count[name]++;
     }
 
     function jobs() public view returns (uint256) {
@@ -119,6 +122,10 @@ contract Handler is Test {
     // ----------------------------------------------------------------------------------------------------- users
 
     function create(uint256 who, uint256 whom, uint256 extra) external step("create") {
+        _create(who, whom, extra);
+    }
+
+    function _create(uint256 who, uint256 whom, uint256 extra) private {
         address node = servers[whom % PEOPLE];
         if (extra % 3 == 0 || !_free(node)) node = address(0);
         uint128 ceiling = uint128(bound(extra, 50 ether, 80 ether));
@@ -143,6 +150,10 @@ contract Handler is Test {
     }
 
     function withdraw(uint256 who) external step("withdraw") {
+        if (!withdrawAny(who)) _idle();
+    }
+
+    function withdrawAny(uint256 who) public returns (bool) {
         address[9] memory all;
         for (uint256 i; i < PEOPLE; i++) {
             (all[3 * i], all[3 * i + 1], all[3 * i + 2]) = (users[i], servers[i], watchers[i]);
@@ -152,9 +163,9 @@ contract Handler is Test {
             if (market.withdrawable(a) == 0) continue;
             vm.prank(a);
             market.withdraw();
-            return;
+            return true;
         }
-        _idle();
+        return false;
     }
 
     // ----------------------------------------------------------------------------------------------------- nodes
@@ -416,8 +427,25 @@ contract Handler is Test {
         return true;
     }
 
+    /// There is nothing of its kind to do: a user orders, or else a node adds to its stake.
     function _idle() private {
-        idle++;
+        uint256 seed = idle + busy;
+        address node = servers[seed % PEOPLE];
+        if (jobs() < MOST_JOBS) {
+            _create(seed, seed, seed);
+        } else if (token.balanceOf(node) > 0) {
+            vm.prank(node);
+            nodes.deposit(1);
+        } else {
+            idle++;
+            return;
+        }
+        instead++;
+    }
+
+    /// @notice that most steps did something; a sequence too short to tell passes
+    function assertBusy() external view {
+        if (idle + busy > 20) assertLe(10 * idle, idle + busy, "more than a tenth of the steps did nothing");
     }
 
     // ------------------------------------------------------------------------------------------------- what is so

@@ -21,6 +21,8 @@ use crate::{Error, Result};
 
 /// Times a request is repeated before its caller hears of the failure.
 const RETRIES: u32 = 4;
+/// How long an answer may take before the request is repeated: a server that says nothing must not hold up an agent.
+const SILENCE: Duration = Duration::from_secs(20);
 /// Pause before each repetition.
 const PAUSE_MS: u64 = 250;
 
@@ -63,7 +65,9 @@ impl Chain {
         // Shown in errors and logs: an RPC's path or user part may be its access key.
         let shown = format!("{}://{}", url.scheme(), url.authority().rsplit('@').next().unwrap_or_default());
         let patience = RetryBackoffLayer::new_with_policy(RETRIES, PAUSE_MS, u64::MAX, Patience);
-        let client = RpcClient::builder().layer(patience).http(url);
+        let http = alloy::transports::http::reqwest::Client::builder().timeout(SILENCE).build();
+        let http = http.map_err(|e| Error::Unreachable { url: shown.clone(), reason: e.to_string() })?;
+        let client = RpcClient::builder().layer(patience).http_with_client(http, url);
         let provider = ProviderBuilder::new().disable_recommended_fillers().connect_client(client).erased();
 
         let unreachable =

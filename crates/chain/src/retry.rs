@@ -17,9 +17,14 @@ pub(crate) struct Patience;
 
 impl RetryPolicy for Patience {
     fn should_retry(&self, error: &TransportError) -> bool {
-        // A refused or broken connection arrives as a custom transport error.
         RateLimitRetryPolicy::default().should_retry(error)
-            || matches!(error, RpcError::Transport(TransportErrorKind::Custom(_)))
+            || match error {
+                // A refused, broken or silent connection arrives as a custom transport error.
+                RpcError::Transport(TransportErrorKind::Custom(_)) => true,
+                // A server, or a proxy before it, that is in trouble.
+                RpcError::Transport(TransportErrorKind::HttpError(e)) => e.status == 408 || e.status >= 500,
+                _ => false,
+            }
     }
 
     fn backoff_hint(&self, error: &TransportError) -> Option<Duration> {

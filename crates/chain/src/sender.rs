@@ -32,6 +32,12 @@ use crate::{Chain, Error, Result, Store, Table};
 const OPEN: Table = "sworn/transactions/open";
 /// In a block, successful or not.
 const DONE: Table = "sworn/transactions/done";
+/// How often a transaction that no block takes is asked about; the least that it waits before its fees are raised.
+const IMPATIENCE: Duration = Duration::from_secs(3);
+/// What a transfer costs.
+const TRANSFER_GAS: u64 = 21_000;
+/// Longest pause between two looks at a transaction while the RPC fails.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Times a receipt is looked for after its nonce was used, because an RPC may learn of the two at different moments.
 const LOOKS: u32 = 5;
 /// Times a nonce is chosen anew before somebody else's use of the account is an error.
@@ -50,13 +56,21 @@ pub struct Intent {
     pub data: Bytes,
     /// Wei sent along.
     pub value: U256,
+    /// Chain time, in seconds, after which it is of no use: the nearer it is, the sooner fees are raised.
+    pub deadline: Option<u64>,
 }
 
 impl Intent {
     /// A call of a contract.
     pub fn call<C: SolCall>(key: impl Into<String>, to: Address, call: &C) -> Self {
         let label = C::SIGNATURE.split('(').next().unwrap_or(C::SIGNATURE).to_owned();
-        Intent { key: key.into(), label, to, data: call.abi_encode().into(), value: U256::ZERO }
+        Intent { key: key.into(), label, to, data: call.abi_encode().into(), value: U256::ZERO, deadline: None }
+    }
+
+    /// The same, of use until this second of the chain's.
+    #[must_use]
+    pub fn by(self, deadline: u64) -> Self {
+        Intent { deadline: Some(deadline), ..self }
     }
 }
 
@@ -87,7 +101,7 @@ impl Receipt {
 pub struct SenderOptions {
     /// Gas limit above the estimate, in percent.
     pub gas_margin_percent: u64,
-    /// How long a transaction may be in no block before its fees are raised.
+    /// How long a transaction may be in no block before its fees are raised; one with a deadline at most an eighth of what is left.
     pub bump_after: Duration,
     /// Most wei per gas.
     pub max_fee_per_gas: Option<u128>,
@@ -113,6 +127,8 @@ struct Entry {
     to: Address,
     data: Bytes,
     value: U256,
+    #[serde(default)]
+    deadline: Option<u64>,
     gas: u64,
     nonce: u64,
     /// The same call with the same nonce and rising fees.
@@ -166,6 +182,27 @@ enum Sent {
     NonceUsed,
     /// Another transaction of the account waits with this nonce.
     NonceTaken,
+}
+
+/// A look at an entry.
+enum Seen {
+    /// In a block, deep enough.
+    Mined(Box<TransactionReceipt>),
+    /// Another transaction has used the nonce.
+    Displaced,
+    Waiting,
+}
+
+/// What is known of an entry while it is followed.
+struct Watch {
+    /// Whether the RPC has it.
+    known: bool,
+    /// When its fees were last set.
+    since: Instant,
+    /// When the RPC was last asked whether it has it.
+    asked: Instant,
+    /// Looks since its nonce was used without it being anywhere.
+    looks: u32,
 }
 
 /// Sends the transactions of one account. Cheap to clone; all clones share the journal.
@@ -222,7 +259,7 @@ impl Sender {
     /// decides anew. Returns the keys that were finished.
     ///
     /// # Errors
-    /// The store or the RPC fails.
+    /// The store fails.
     pub async fn resume(&self) -> Result<Vec<String>> {
         let mut open = self.0.store.all::<Entry>(OPEN)?;
         open.sort_by_key(|(_, e)| e.nonce);
@@ -235,7 +272,6 @@ impl Sender {
             match self.0.follow(&key, entry, false).await {
                 Ok(Some(_)) | Err(Error::Failed { .. }) => finished.push(key),
                 Ok(None) => {}
-                Err(e) if e.is_transient() => return Err(e),
                 // One that cannot be followed now must not keep the others from it; its own caller meets the error.
                 Err(error) => tracing::warn!(key, %error, "a transaction is still open"),
             }
@@ -255,8 +291,8 @@ impl Sender {
     /// crash, it waits for the same transaction or returns the same receipt.
     ///
     /// # Errors
-    /// The call would revert (nothing is sent), it reverted in its block, there is no money for gas, or RPC or disk fail. After a
-    /// transient failure the transaction may still happen: call again with the same key to learn of it.
+    /// The call would revert (nothing is sent), it reverted in its block, there is no money for gas, the disk fails, or the RPC does
+    /// before anything was sent. What was sent is followed through every outage.
     pub async fn send(&self, intent: &Intent) -> Result<Receipt> {
         let inner = &self.0;
         let lock = inner.key(&intent.key);
@@ -306,8 +342,9 @@ impl Inner {
         let mut nonce = self.next_nonce().await?;
         for _ in 0..COLLISIONS {
             let signed = self.signed(intent.to, &intent.data, intent.value, gas, nonce, fees).await?;
-            let Intent { label, to, data, value, .. } = intent.clone();
-            let entry = Entry { label, to, data, value, gas, nonce, signed: vec![signed], done: None, failed: false };
+            let Intent { label, to, data, value, deadline, .. } = intent.clone();
+            let entry =
+                Entry { label, to, data, value, deadline, gas, nonce, signed: vec![signed], done: None, failed: false };
             self.store.put(OPEN, &intent.key, &entry)?;
             let raw = entry.signed[0].raw.clone();
             match self.broadcast(&intent.label, &raw).await {
@@ -382,37 +419,92 @@ impl Inner {
         });
     }
 
-    /// Waits until an entry's nonce is used; `None` if another transaction has used it.
-    async fn wait(&self, key: &str, entry: &mut Entry, mut known: bool) -> Result<Option<TransactionReceipt>> {
-        let mut last = Instant::now();
-        let mut looks = 0;
+    /// Waits until an entry's nonce is used, through every outage of the RPC: what was signed can be mined whoever listens. `None` if
+    /// another transaction has used it.
+    async fn wait(&self, key: &str, entry: &mut Entry, known: bool) -> Result<Option<TransactionReceipt>> {
+        let now = Instant::now();
+        let mut watch = Watch { known, since: now, asked: now, looks: 0 };
+        let mut pause = self.chain.poll();
         loop {
-            if let Some(receipt) = self.mined(entry).await? {
-                return Ok(Some(receipt));
-            }
-            let used = self.chain.provider().get_transaction_count(self.account).await?;
-            if used > entry.nonce {
-                // Mined but not deep enough, or mined by another.
-                if self.any_receipt(entry).await?.is_none() {
-                    looks += 1;
-                    if looks >= LOOKS {
-                        return Ok(None);
-                    }
+            match self.look(key, entry, &mut watch).await {
+                Ok(Seen::Mined(receipt)) => return Ok(Some(*receipt)),
+                Ok(Seen::Displaced) => return Ok(None),
+                Ok(Seen::Waiting) => pause = self.chain.poll(),
+                Err(error) if error.is_transient() => {
+                    tracing::warn!(key, call = entry.label, %error, "a transaction is followed, but the server fails");
+                    pause = (pause * 2).min(LONGEST_PAUSE);
                 }
-            } else if !known {
-                // Resumed or reorganised.
-                self.rebroadcast(entry).await?;
-                known = true;
-            } else if last.elapsed() >= self.options.bump_after {
-                if used == entry.nonce {
-                    self.bump(key, entry).await?;
-                } else {
-                    self.rebroadcast(entry).await?;
-                }
-                last = Instant::now();
+                Err(error) => return Err(error),
             }
-            tokio::time::sleep(self.chain.poll()).await;
+            tokio::time::sleep(pause).await;
         }
+    }
+
+    async fn look(&self, key: &str, entry: &mut Entry, watch: &mut Watch) -> Result<Seen> {
+        if let Some(receipt) = self.mined(entry).await? {
+            return Ok(Seen::Mined(Box::new(receipt)));
+        }
+        let used = self.chain.provider().get_transaction_count(self.account).await?;
+        if used > entry.nonce {
+            // Mined but not deep enough, or mined by another.
+            if self.any_receipt(entry).await?.is_none() {
+                watch.looks += 1;
+                if watch.looks >= LOOKS {
+                    return Ok(Seen::Displaced);
+                }
+            }
+        } else if !watch.known {
+            // Resumed, reorganised, or lost from the queue.
+            self.rebroadcast(entry).await?;
+            watch.known = true;
+        } else if watch.asked.elapsed() >= IMPATIENCE {
+            watch.asked = Instant::now();
+            if used < entry.nonce {
+                self.fill(used).await?;
+            } else if self.is_late(entry, watch.since.elapsed()).await? {
+                self.bump(key, entry).await?;
+                watch.since = Instant::now();
+            }
+            watch.known = self.is_queued(entry).await?;
+        }
+        Ok(Seen::Waiting)
+    }
+
+    /// Whether the RPC still has the latest of an entry's transactions.
+    async fn is_queued(&self, entry: &Entry) -> Result<bool> {
+        let Some(signed) = entry.signed.last() else { return Ok(true) };
+        Ok(self.chain.provider().get_transaction_by_hash(signed.hash).await?.is_some())
+    }
+
+    /// Sees to it that a nonce is used that higher ones wait for, when no transaction with it is queued: a reorganisation or a lost queue
+    /// took it. If the journal has its transaction and nobody follows that, it is sent again; if it was another process's, a transfer of
+    /// nothing takes its place.
+    async fn fill(&self, nonce: u64) -> Result<()> {
+        let _guard = self.nonces.lock().await;
+        if self.pending_nonce().await? > nonce {
+            return Ok(());
+        }
+        let journal = self.store.all::<Entry>(OPEN)?.into_iter().chain(self.store.all::<Entry>(DONE)?);
+        if let Some((key, mut entry)) = journal.into_iter().find(|(_, e)| e.nonce == nonce && !e.failed) {
+            return match self.key(&key).try_lock() {
+                Ok(_guard) => self.bump(&key, &mut entry).await,
+                Err(_) => Ok(()),
+            };
+        }
+        tracing::warn!(nonce, account = %self.account, "the transaction before is lost: a transfer of nothing takes its nonce");
+        let fees = self.fees().await?;
+        let nothing = self.signed(self.account, &Bytes::new(), U256::ZERO, TRANSFER_GAS, nonce, fees).await?;
+        self.broadcast("transfer of nothing", &nothing.raw).await.map(drop)
+    }
+
+    /// Whether a transaction that has waited so long needs a push.
+    async fn is_late(&self, entry: &Entry, waited: Duration) -> Result<bool> {
+        let limit = self.options.bump_after;
+        let Some(deadline) = entry.deadline.filter(|_| waited >= IMPATIENCE && waited < limit) else {
+            return Ok(waited >= limit);
+        };
+        let left = deadline.saturating_sub(self.chain.head().await?.timestamp);
+        Ok(waited >= Duration::from_secs(left / 8))
     }
 
     /// The receipt of whichever of the entry's transactions is in a block.

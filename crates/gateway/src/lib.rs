@@ -58,3 +58,12 @@ pub use score::Record;
 pub use served::Served;
 pub use server::Gateway;
 pub use upstream::{Answer, Asked, Event, Finish, Later, Logprobs, Question, Token, Upstream};
+
+/// Reads a body as a conversation and as a completion, and forgets it: for fuzzing, which must reach what only the server calls.
+#[doc(hidden)]
+pub fn read_body(body: &[u8]) {
+    if let Ok(body) = serde_json::from_slice::<serde_json::Value>(body) {
+        let _ = request::Ask::chat(body.clone());
+        let _ = request::Ask::completion(body);
+    }
+}

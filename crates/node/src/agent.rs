@@ -121,7 +121,11 @@ impl Node {
         // Beside everything else: an old transaction may wait long for its block.
         let resumed = tokio::spawn({
             let shared = shared.clone();
-            async move { sworn_chain::persistently("resuming transactions", || shared.sender.resume()).await }
+            async move {
+                if let Err(error) = shared.sender.resume().await {
+                    tracing::warn!(%error, "resuming transactions");
+                }
+            }
         });
         let mut shutdown = std::pin::pin!(shutdown);
         let mut failed = 0u32;
@@ -247,7 +251,7 @@ impl Node {
                 if known.is_none() {
                     shared.forget(job.id);
                 }
-                let fresh = JobRecord { job, answer: None, mine: false, closed: false };
+                let fresh = JobRecord { job, answer: None, mine: false, deadline: None, closed: false };
                 let record = JobRecord { closed: false, ..known.unwrap_or(fresh) };
                 self.keep(record)?;
             }
@@ -264,6 +268,7 @@ impl Node {
                         });
                     }
                     record.mine = true;
+                    record.deadline = Some(e.deadline.to());
                     self.keep(record)?;
                 }
             }

@@ -27,6 +27,9 @@ pub(crate) struct JobRecord {
     pub(crate) answer: Option<AnswerRecord>,
     /// Whether the chain gave it to this node.
     pub(crate) mine: bool,
+    /// Chain time until which the result must be there, once the job is this node's.
+    #[serde(default)]
+    pub(crate) deadline: Option<u64>,
     /// Nothing can follow.
     pub(crate) closed: bool,
 }

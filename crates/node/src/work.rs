@@ -164,7 +164,8 @@ impl Shared {
                     layersRoot: answer.layers_root,
                 };
                 let key = format!("submit/{id}/{}", answer.layers_root);
-                let receipt = self.sender.send(&Intent::call(key, market, &call)).await?;
+                let deadline = record.deadline;
+                let receipt = self.sender.send(&Intent { deadline, ..Intent::call(key, market, &call) }).await?;
                 self.sink.emit(NodeEvent::Submitted { job: id, receipt });
                 Ok(())
             }
@@ -271,7 +272,8 @@ impl Shared {
             data: data.into(),
         };
         let key = format!("answer/{}/{}", demand.opening, demand.node_hash);
-        let receipt = self.sender.send(&Intent::call(key, self.sender.chain().deployment().challenges, &call)).await?;
+        let challenges = self.sender.chain().deployment().challenges;
+        let receipt = self.sender.send(&Intent::call(key, challenges, &call).by(demand.deadline)).await?;
         self.sink.emit(NodeEvent::Answered { job: id, target: shown, receipt });
         Ok(())
     }

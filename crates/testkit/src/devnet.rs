@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use alloy::network::{EthereumWallet, NetworkTransactionBuilder, TransactionBuilder};
@@ -16,6 +17,7 @@ use sworn_bindings::{Deployment, IChallenges, IChannels, IDevToken, IMarket, IMo
 use sworn_chain::{Chain, Intent, Receipt, Sender, SenderOptions, Store};
 use sworn_isa::Sampling;
 use sworn_model::Model;
+use tokio::sync::Mutex;
 
 /// Where a slashed bond's burned part goes.
 pub const BURN: Address = alloy::primitives::address!("000000000000000000000000000000000000dEaD");
@@ -192,6 +194,8 @@ pub struct Devnet {
     pub dir: tempfile::TempDir,
     /// Tokens there are.
     pub minted: U256,
+    /// The block that no reorganisation replaces, nor one before it. Held while the clock jumps.
+    pub floor: Arc<Mutex<u64>>,
     _anvil: Guard,
 }
 
@@ -306,7 +310,7 @@ impl Devnet {
         };
         deployment.save(dir.path().join("deployment.json")).map_err(DevnetError::other)?;
         let chain = Chain::connect(&rpc, deployment.clone()).await.map_err(DevnetError::other)?;
-        Ok(Devnet { rpc, deployment, chain, dir, minted: U256::ZERO, _anvil: anvil })
+        Ok(Devnet { rpc, deployment, chain, dir, minted: U256::ZERO, floor: Arc::default(), _anvil: anvil })
     }
 
     /// The deployment's file.
@@ -342,11 +346,23 @@ impl Devnet {
         by.send("register", self.deployment.models, &call).await
     }
 
-    /// Lets the chain's clock jump.
+    /// What is in a block now stays there: the deepest reorganisation ends at the head.
+    ///
+    /// # Errors
+    /// The chain does not answer.
+    pub async fn settle(&self) -> Result<()> {
+        let mut floor = self.floor.lock().await;
+        *floor = self.chain.head().await.map_err(DevnetError::other)?.number;
+        Ok(())
+    }
+
+    /// Lets the chain's clock jump. Reorganisations do not reach back behind the jump: they would undo what took minutes.
     ///
     /// # Errors
     /// The chain refuses.
     pub async fn skip(&self, seconds: u64) -> Result<()> {
+        let mut floor = self.floor.lock().await;
+        *floor = self.chain.head().await.map_err(DevnetError::other)?.number;
         let client = self.chain.provider().client();
         let jumped: std::result::Result<serde_json::Value, _> = client.request("evm_increaseTime", (seconds,)).await;
         jumped.map_err(DevnetError::other)?;
@@ -409,6 +425,16 @@ impl Actor {
     pub async fn send<C: SolCall>(&self, key: &str, to: Address, call: &C) -> Result<Receipt> {
         let sent = self.sender.send(&Intent::call(key, to, call)).await;
         sent.map_err(|e| DevnetError::Other(format!("{}: {e}", self.name)))
+    }
+
+    /// Another installation of the same account: the key in a directory of its own.
+    ///
+    /// # Errors
+    /// The disk refuses.
+    pub fn twin(&self, name: &str) -> Result<Actor> {
+        let dir = self.dir.with_file_name(name);
+        std::fs::create_dir_all(&dir).map_err(DevnetError::other)?;
+        Ok(Actor { name: name.to_owned(), signer: self.signer.clone(), sender: self.sender.clone(), dir })
     }
 
     /// Its key as a keystore file, and a file with [`PASSWORD`].

@@ -1,10 +1,11 @@
 //! A JSON-RPC server between an agent and its chain that fails in every way that servers do: late, refusing, losing requests or answers,
-//! sending a transaction twice, an old head. What it says is true, or was a moment ago.
+//! sending a transaction twice, an old head. What it says is true, or was a moment ago. It may also be the death of its client: between a
+//! request and its answer is where a program that is killed finds itself.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -19,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::devnet::DevnetError;
+use crate::process::Process;
 
 /// Heads that are remembered.
 const OLD: usize = 4;
@@ -43,6 +45,10 @@ struct Faults {
     /// One request of so many meets a fault.
     rarity: u32,
     heads: VecDeque<Value>,
+    /// Until when everything is refused.
+    outage: Option<Instant>,
+    /// Whom requests kill, and how often still.
+    victim: Option<(Arc<Process>, u32)>,
     met: BTreeMap<&'static str, u64>,
 }
 
@@ -57,6 +63,10 @@ enum Fate {
     Twice,
     Busy,
     OldHead(Value),
+    /// The connection stays open and nothing is ever said.
+    Silence,
+    /// The client is killed before its request is forwarded, or after.
+    Death(Arc<Process>, bool),
 }
 
 impl FaultyRpc {
@@ -67,7 +77,14 @@ impl FaultyRpc {
     pub async fn start(upstream: &str, seed: u64) -> Result<Self, DevnetError> {
         let mut rng = StdRng::seed_from_u64(seed);
         let rarity = rng.random_range(5..20);
-        let state = Mutex::new(Faults { rng, rarity, heads: VecDeque::new(), met: BTreeMap::new() });
+        let state = Mutex::new(Faults {
+            rng,
+            rarity,
+            heads: VecDeque::new(),
+            outage: None,
+            victim: None,
+            met: BTreeMap::new(),
+        });
         let http = reqwest::Client::new();
         let shared = Arc::new(Shared { upstream: upstream.to_owned(), http, calm: AtomicBool::new(false), state });
         let listener = TcpListener::bind("127.0.0.1:0").await.map_err(DevnetError::other)?;
@@ -82,6 +99,11 @@ impl FaultyRpc {
     /// From now on it serves as it should, or again not.
     pub fn calm(&self, calm: bool) {
         self.shared.calm.store(calm, Ordering::Relaxed);
+    }
+
+    /// From now on a request kills its client, so many times.
+    pub fn kills(&self, client: Arc<Process>, times: u32) {
+        self.shared.state().victim = Some((client, times));
     }
 
     /// The faults so far, by kind.
@@ -109,12 +131,27 @@ impl Shared {
 
     fn fate(&self, asked: &Value) -> Fate {
         let mut s = self.state();
+        if let Some(death) = s.death(asked) {
+            return death;
+        }
         if self.calm.load(Ordering::Relaxed) {
             return Fate::Passes;
         }
         let rarity = s.rarity;
         if s.rng.random_range(0..rarity) != 0 {
             return Fate::Passes;
+        }
+        if s.outage.is_some_and(|end| Instant::now() < end) {
+            *s.met.entry("in an outage").or_default() += 1;
+            return Fate::Busy;
+        }
+        // Rare, since they hold up everything.
+        if s.rng.random_range(0..60) == 0 {
+            if s.rng.random() {
+                *s.met.entry("silences").or_default() += 1;
+                return Fate::Silence;
+            }
+            s.outage = Some(Instant::now() + Duration::from_millis(s.rng.random_range(500..6_000)));
         }
         let (kind, fate) = match s.rng.random_range(0..6) {
             0 => ("late", Fate::Delayed(Duration::from_millis(s.rng.random_range(50..1_500)))),
@@ -142,6 +179,22 @@ impl Shared {
     }
 }
 
+impl Faults {
+    fn death(&mut self, asked: &Value) -> Option<Fate> {
+        let (client, left) = self.victim.as_mut().filter(|(_, left)| *left > 0)?;
+        // Most requests look for news; those that change something are where a death hurts.
+        let acts = ["eth_sendRawTransaction", "eth_estimateGas", "eth_getTransactionReceipt"];
+        let rarity = if acts.iter().any(|m| asked["method"] == *m) { 3 } else { 60 };
+        if self.rng.random_range(0..rarity) != 0 {
+            return None;
+        }
+        *left -= 1;
+        let death = Fate::Death(client.clone(), self.rng.random());
+        *self.met.entry("deaths").or_default() += 1;
+        Some(death)
+    }
+}
+
 /// Whether a call asks for the newest block.
 fn is_head(asked: &Value) -> bool {
     asked["method"] == "eth_getBlockByNumber" && asked["params"][0] == "latest" && asked["params"][1] == false
@@ -161,6 +214,14 @@ async fn answer(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
             Ok(_) => shared.forward(body).await,
             lost => lost,
         },
+        Fate::Death(client, forwarded) => {
+            if forwarded {
+                let _ = shared.forward(body).await;
+            }
+            client.kill();
+            Err(StatusCode::BAD_GATEWAY)
+        }
+        Fate::Silence => std::future::pending().await,
         Fate::Busy => Err(StatusCode::TOO_MANY_REQUESTS),
         Fate::OldHead(mut head) => {
             head["id"] = asked["id"].clone();

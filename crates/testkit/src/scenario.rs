@@ -1,9 +1,8 @@
 //! One dishonest node against one watcher on a chain of their own, from the question to the last withdrawal.
 
-use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::process::Command;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, U256};
@@ -12,7 +11,8 @@ use sworn_bindings::{IERC20, IMarket, INodes, JobState};
 use sworn_isa::Sampling;
 use sworn_model::{Model, SyntheticSpec, synthetic};
 
-use crate::devnet::{Actor, BURN, Devnet, DevnetError, Guard, PURSE, Terms, free_port};
+use crate::devnet::{Actor, BURN, Devnet, DevnetError, PURSE, Terms, free_port};
+use crate::process::Process;
 
 /// Stake of a node.
 pub const STAKE: u128 = 100_000_000_000_000_000_000;
@@ -25,83 +25,6 @@ pub const OUTPUT_PRICE: u128 = 5_000_000_000_000_000;
 const SILENCE: Duration = Duration::from_secs(6);
 
 type Result<T, E = DevnetError> = std::result::Result<T, E>;
-
-/// A program that tells its events as JSON lines.
-pub struct Process {
-    /// What it is, for messages.
-    pub name: String,
-    lines: Arc<Mutex<Vec<Value>>>,
-    child: Guard,
-    log: PathBuf,
-}
-
-impl Process {
-    /// Starts a program; its stderr goes to a file in `dir`.
-    ///
-    /// # Errors
-    /// It cannot be started.
-    pub fn start(name: &str, dir: &Path, command: &mut Command) -> Result<Self> {
-        let log = dir.join(format!("{name}.log"));
-        let stderr = std::fs::File::create(&log).map_err(DevnetError::other)?;
-        let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr).spawn();
-        let mut child = spawned.map_err(|e| DevnetError::Other(format!("{name}: {e}")))?;
-        let stdout = child.stdout.take().ok_or_else(|| DevnetError::other("no stdout"))?;
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let sink = lines.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(std::io::Result::ok) {
-                if let Ok(value) = serde_json::from_str(&line) {
-                    sink.lock().unwrap_or_else(PoisonError::into_inner).push(value);
-                }
-            }
-        });
-        Ok(Process { name: name.to_owned(), lines, child: Guard(child), log })
-    }
-
-    /// Everything it told.
-    pub fn events(&self) -> Vec<Value> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Waits for an event of this name.
-    ///
-    /// # Errors
-    /// It does not come in time; the message has the program's log.
-    pub async fn wait(&self, event: &str, patience: Duration) -> Result<Value> {
-        let start = Instant::now();
-        loop {
-            if let Some(found) = self.events().into_iter().find(|e| e["event"] == event) {
-                return Ok(found);
-            }
-            if start.elapsed() > patience {
-                return Err(self.complaint(&format!("no {event:?} event in {patience:?}")));
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    }
-
-    /// Waits until it ends; how, and what it logged.
-    ///
-    /// # Errors
-    /// It does not end in time.
-    pub async fn ended(&mut self, patience: Duration) -> Result<(ExitStatus, String)> {
-        let start = Instant::now();
-        loop {
-            match self.child.0.try_wait().map_err(DevnetError::other)? {
-                Some(status) => return Ok((status, std::fs::read_to_string(&self.log).unwrap_or_default())),
-                None if start.elapsed() > patience => return Err(self.complaint("it does not end")),
-                None => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        }
-    }
-
-    /// An error with what the program told and logged.
-    pub fn complaint(&self, what: &str) -> DevnetError {
-        let told: Vec<_> = self.events().iter().map(Value::to_string).collect();
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        DevnetError::Other(format!("{}: {what}\n{}\n{log}", self.name, told.join("\n")))
-    }
-}
 
 /// A chain, a model, and three parties.
 pub struct Stage {
@@ -121,6 +44,23 @@ pub struct Stage {
     pub listen: String,
     /// The chain's server, as agents are told.
     pub agents_rpc: String,
+    /// Whether the agents' disks get full: [`Process::fill_disk`].
+    pub disks_fill: bool,
+}
+
+/// Tries until it succeeds.
+///
+/// # Errors
+/// The last failure, if it does not in time.
+pub async fn eventually(patience: Duration, what: impl AsyncFn() -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        match what().await {
+            Err(e) if start.elapsed() > patience => return Err(e),
+            Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            Ok(()) => return Ok(()),
+        }
+    }
 }
 
 /// The product's program, built beside the tests.
@@ -178,7 +118,7 @@ impl Stage {
         net.register(&model, &user).await?;
         let listen = format!("127.0.0.1:{}", free_port()?);
         let agents_rpc = net.rpc.clone();
-        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms, listen, agents_rpc })
+        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms, listen, agents_rpc, disks_fill: false })
     }
 
     /// Starts the node that lies.
@@ -187,10 +127,10 @@ impl Stage {
     /// It does not start.
     pub async fn liar(&self, program: &Path, arguments: &[&str]) -> Result<Process> {
         self.register_node(&self.operator, &self.listen, OUTPUT_PRICE).await?;
-        let mut command = Command::new(program);
+        let mut command = self.command(program);
         self.common(&mut command, &self.operator)?;
         command.args(["--listen", &self.listen, "--backend", "cpu"]).args(arguments);
-        let process = Process::start("liar", self.net.dir.path(), &mut command)?;
+        let process = Process::start("liar", self.net.dir.path(), command)?;
         process.wait("started", Duration::from_secs(60)).await?;
         Ok(process)
     }
@@ -209,7 +149,7 @@ impl Stage {
     /// # Errors
     /// It does not start.
     pub async fn node_of(&self, operator: &Actor, listen: &str, arguments: &[&str]) -> Result<Process> {
-        let mut command = Command::new(sworn()?);
+        let mut command = self.command(&sworn()?);
         command.args(["node", "run"]);
         signed_by(&mut command, operator)?;
         command.args(["--listen", listen]).args(arguments);
@@ -225,7 +165,7 @@ impl Stage {
     pub fn node_as(&self, operator: &Actor, mut command: Command) -> Result<Process> {
         self.about(&mut command, operator);
         command.args(["--backend", "cpu"]);
-        Process::start(&operator.name, self.net.dir.path(), &mut command)
+        Process::start(&operator.name, self.net.dir.path(), command)
     }
 
     /// Starts `sworn watch`.
@@ -241,11 +181,11 @@ impl Stage {
     /// # Errors
     /// It does not start.
     pub fn watch_as(&self, who: &Actor, arguments: &[&str]) -> Result<Process> {
-        let mut command = Command::new(sworn()?);
+        let mut command = self.command(&sworn()?);
         command.arg("watch");
         self.common(&mut command, who)?;
         command.args(["--backend", "cpu"]).args(arguments);
-        Process::start(&who.name, self.net.dir.path(), &mut command)
+        Process::start(&who.name, self.net.dir.path(), command)
     }
 
     /// Starts `sworn gateway` with a key that signs vouchers, for a model by name or path; and where it listens.
@@ -259,7 +199,7 @@ impl Stage {
         command.arg("--deployment").arg(self.net.deployment_file());
         signed_by(&mut command, signer)?;
         command.args(["--model", model]).args(arguments).arg("--state").arg(signer.dir.join("state"));
-        let process = Process::start("gateway", self.net.dir.path(), &mut command)?;
+        let process = Process::start("gateway", self.net.dir.path(), command)?;
         process.wait("listening", Duration::from_secs(60)).await?;
         Ok((process, format!("http://{listen}")))
     }
@@ -273,7 +213,7 @@ impl Stage {
         command.args(["dispute", "lodge"]).arg(file);
         self.common(&mut command, &self.watcher)?;
         command.args(["--backend", "cpu"]);
-        Process::start("lodge", self.net.dir.path(), &mut command)
+        Process::start("lodge", self.net.dir.path(), command)
     }
 
     /// What a verb of `sworn` about the stage's model prints as JSON.
@@ -298,6 +238,16 @@ impl Stage {
         command.arg("--deployment").arg(self.net.deployment_file()).arg("--home").arg(self.net.dir.path().join("home"));
         signed_by(&mut command, who)?;
         printed(&mut command)
+    }
+
+    /// A program; where disks get full, one whose writes then fail like those on a full disk, instead of a signal.
+    fn command(&self, program: &Path) -> Command {
+        if !self.disks_fill {
+            return Command::new(program);
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program);
+        command
     }
 
     fn common(&self, command: &mut Command, actor: &Actor) -> Result<()> {
@@ -420,8 +370,10 @@ impl Stage {
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        self.until(job, JobState::Slashed, Duration::ZERO).await?;
-        self.settle_slash(&submitted).await
+        // A reorganisation may still take back what was told.
+        self.until(job, JobState::Slashed, patience).await?;
+        let settled = async || self.settle_slash(&submitted).await;
+        eventually(patience.saturating_sub(start.elapsed()), settled).await
     }
 
     /// Lets the node's turn pass.
@@ -454,7 +406,7 @@ impl Stage {
     /// Names the amount that is not what it must be.
     pub async fn settle_slash(&self, job: &IMarket::Job) -> Result<()> {
         let market = self.net.deployment.market;
-        self.user.send("withdraw", market, &IMarket::withdrawCall {}).await?;
+        self.user_withdraws().await?;
         let p = &self.terms.market;
         let share = |bps: u16| job.bond * u128::from(bps) / 10_000;
         let (compensation, reward) = (share(p.userShareBps), share(p.challengerShareBps));
@@ -474,10 +426,7 @@ impl Stage {
     /// Names the amount that is not what it must be.
     pub async fn settle_final(&self, job: &IMarket::Job) -> Result<()> {
         let market = self.net.deployment.market;
-        let due = self.net.chain.market().withdrawable(self.user.address()).call().await.map_err(DevnetError::other)?;
-        if !due.is_zero() {
-            self.user.send("withdraw", market, &IMarket::withdrawCall {}).await?;
-        }
+        self.user_withdraws().await?;
         let price = u128::from(job.nIn) * INPUT_PRICE + u128::from(job.nOut) * OUTPUT_PRICE;
         self.holds("user", self.user.address(), PURSE - price).await?;
         self.holds("operator", self.operator.address(), PURSE - STAKE + price).await?;
@@ -485,6 +434,14 @@ impl Stage {
         self.holds("nodes", self.net.deployment.nodes, STAKE).await?;
         self.holds("market", market, 0).await?;
         self.conserved().await
+    }
+
+    async fn user_withdraws(&self) -> Result<()> {
+        let due = self.net.chain.market().withdrawable(self.user.address()).call().await.map_err(DevnetError::other)?;
+        if !due.is_zero() {
+            self.user.send("withdraw", self.net.deployment.market, &IMarket::withdrawCall {}).await?;
+        }
+        Ok(())
     }
 
     async fn holds(&self, name: &str, who: Address, expected: u128) -> Result<()> {

@@ -14,7 +14,8 @@ use sworn_engine::{Backend, Cpu};
 use sworn_model::{Message, Model};
 use sworn_testkit::devnet::PURSE;
 use sworn_testkit::liar::perturb;
-use sworn_testkit::scenario::{Process, Stage};
+use sworn_testkit::process::Process;
+use sworn_testkit::scenario::Stage;
 use sworn_testkit::tried::tried;
 use sworn_watcher::{Config, watch};
 use tokio::task::JoinHandle;
@@ -25,13 +26,13 @@ const PATIENCE: Duration = Duration::from_secs(100);
 
 /// A watcher: `sworn watch`, or in this process with a model that the test has damaged.
 enum Watcher {
-    Program(Process),
+    Program(Box<Process>),
     Task { events: Arc<Mutex<Vec<Value>>>, task: JoinHandle<()> },
 }
 
 impl Watcher {
     fn start(stage: &Stage) -> Self {
-        Watcher::Program(stage.watch(&[]).unwrap())
+        Watcher::Program(Box::new(stage.watch(&[]).unwrap()))
     }
 
     fn with_model(stage: &Stage, model: Arc<Model>) -> Self {

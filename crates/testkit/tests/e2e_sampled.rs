@@ -9,7 +9,8 @@ use sworn_engine::{Cpu, Request, generate};
 use sworn_isa::Sampling;
 use sworn_isa::sampling::Q12_ONE;
 use sworn_model::{ImportOptions, Model, import};
-use sworn_testkit::scenario::{Process, Stage};
+use sworn_testkit::process::Process;
+use sworn_testkit::scenario::Stage;
 
 #[allow(dead_code, reason = "shared with the model crate's tests")]
 #[path = "../../model/tests/support/hf_directory.rs"]

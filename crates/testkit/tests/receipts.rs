@@ -13,7 +13,8 @@ use sworn_bindings::{IERC20, ITrials, Place};
 use sworn_receipts::{Domain, SignedReceipt, place, sign_sync};
 use sworn_testkit::buyer::Buyer;
 use sworn_testkit::devnet::{DevnetError, PURSE, free_port};
-use sworn_testkit::scenario::{OUTPUT_PRICE, Process, STAKE, Stage};
+use sworn_testkit::process::Process;
+use sworn_testkit::scenario::{OUTPUT_PRICE, STAKE, Stage};
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
 const PATIENCE: Duration = Duration::from_secs(100);

@@ -176,6 +176,15 @@ impl Game {
         }
     }
 
+    /// The next second after which something can no longer be done: the end of the window, or of somebody's turn.
+    pub fn next_deadline(&self, now: u64) -> Option<u64> {
+        let turns = self.openings.values().map(|o| match o.state {
+            OpeningState::Demanded { deadline } => deadline,
+            OpeningState::Answered { turn_end, .. } => turn_end,
+        });
+        turns.chain([self.window_end]).filter(|end| *end >= now).min()
+    }
+
     /// The answer to an opening as hashes; `None` until it is there.
     pub fn hashes(&self, target: &Target) -> Option<Vec<Hash>> {
         Some(self.answer(target)?.as_chunks::<32>().0.to_vec())

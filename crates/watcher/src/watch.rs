@@ -274,8 +274,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         let Some(sender) = self.sender.clone() else { return Ok(()) };
         let background = sender.clone();
         tokio::spawn(async move {
-            if let Err(e) = background.resume().await {
-                tracing::warn!(error = %e, "resuming transactions");
+            if let Err(error) = background.resume().await {
+                tracing::warn!(%error, "resuming transactions");
             }
         });
         let d = self.config.deployment.clone();
@@ -526,7 +526,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     }
 
     fn send_challenges<C: SolCall>(&mut self, id: u64, key: String, call: &C, purpose: Purpose) {
-        let intent = Intent::call(key, self.config.deployment.challenges, call);
+        let deadline = self.jobs.get(&id).and_then(|j| j.game.as_ref()?.next_deadline(self.now));
+        let intent = Intent { deadline, ..Intent::call(key, self.config.deployment.challenges, call) };
         self.send(Subject::Job(id), intent, purpose);
     }
 

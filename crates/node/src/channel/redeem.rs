@@ -168,7 +168,7 @@ impl Shared {
         let (job, answer) = (crate::Job { id: e.jobId, ..job }, record.answer());
         let deadline = e.deadline.to();
         self.sink.emit(NodeEvent::Lodged { job: job.id, channel: r.channelId, sequence: r.sequence, deadline });
-        Ok(Some(JobRecord { job, answer: Some(AnswerRecord { ..answer }), mine: true, closed: false }))
+        Ok(Some(JobRecord { job, answer: Some(AnswerRecord { ..answer }), mine: true, deadline: None, closed: false }))
     }
 
     /// Joins journal and chain.
@@ -300,7 +300,7 @@ impl Shared {
         sequence: u64,
     ) -> Result<()> {
         let shared = self.clone();
-        let call = blocking(move || {
+        let intent = blocking(move || {
             let Some(channels) = &shared.channels else { return Ok(None) };
             let Some(place) = channels.ledger.batch(batch)?.and_then(|b| place(b.batch, &b.parts(), channel)) else {
                 return Ok(None);
@@ -311,17 +311,20 @@ impl Shared {
             let receipts = channels.ledger.receipts(channel, first, last)?;
             let proof = receipts_tree(&channels.domain, &receipts).prove(index, 1);
             let signed = record.answered.signed;
-            Ok(Some(IChannels::publishReceiptCall {
+            let call = IChannels::publishReceiptCall {
                 place,
                 receipt: (&signed.receipt).into(),
                 signature: signed.signature,
                 proof: proof.into_iter().map(B256::from).collect(),
-            }))
+            };
+            let key = format!("publish/{batch}/{channel}/{sequence}");
+            let wanted = channels.ledger.wanted()?;
+            let wanted = wanted.iter().find(|w| (w.batch, w.channel, w.sequence) == (batch, channel, sequence));
+            Ok(Some(Intent { deadline: wanted.map(|w| w.deadline), ..Intent::call(key, contract, &call) }))
         })
         .await?;
-        let Some(call) = call else { return Ok(()) };
-        let key = format!("publish/{batch}/{channel}/{sequence}");
-        let receipt = self.sender.send(&Intent::call(key, contract, &call)).await?;
+        let Some(intent) = intent else { return Ok(()) };
+        let receipt = self.sender.send(&intent).await?;
         self.sink.emit(NodeEvent::Published { batch, channel, sequence, receipt });
         Ok(())
     }
