@@ -57,6 +57,10 @@ analyse: node_modules/.sworn-lock ## Static analysis (slither) and proofs for ev
 	script/analyse slither
 	script/analyse halmos
 
+.PHONY: fuzz
+fuzz: ## Decoders under libFuzzer, a minute each (script/fuzz SECONDS TARGET for one)
+	script/fuzz
+
 .PHONY: deny
 deny: ## Licences, sources and known faults of every dependency (cargo-deny)
 	@cargo deny --version >/dev/null 2>&1 || cargo install --locked cargo-deny --version 0.20.2

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
+import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {Script, console} from "forge-std/Script.sol";
 import {Challenges} from "../contracts/Challenges.sol";
 import {Channels} from "../contracts/Channels.sol";
@@ -50,6 +51,13 @@ contract Deploy is Script {
     /// @notice where Permit2 is on most chains
     address public constant PERMIT2 = 0x000000000022D473030F116dDEE9F6B43aC78BA3;
 
+    /// @notice gas of a challenger over the deepest challenge with the dearest proof, at most (docs/security.md)
+    uint256 public constant CHALLENGE_GAS = 3_000_000;
+    /// @notice gas of a node's answer to one demand, at most
+    uint256 public constant ANSWER_GAS = 400_000;
+    /// @notice how many times an honest challenger's cost a convicted node loses for good, at least
+    uint256 public constant LOSS_PER_COST = 10;
+
     error UnknownPreset(string preset);
     /// @notice A DevToken is worth nothing; set SWORN_TOKEN on this chain.
     error TokenNeeded(uint256 chainId);
@@ -65,6 +73,30 @@ contract Deploy is Script {
         vm.stopBroadcast();
         string memory path = vm.envOr("SWORN_DEPLOYMENT", string(""));
         if (bytes(path).length != 0) write(d, path);
+    }
+
+    /// @notice The same with bonds and fees no smaller than gas makes them: a challenge costs its challenger at most CHALLENGE_GAS, which
+    /// the reward pays, and a convicted node loses LOSS_PER_COST times that beyond what the reward gives back, to itself even; each
+    /// demand pays for its answer.
+    /// @param gasPrice in wei, the dearest that is to be withstood
+    /// @param weiPerToken what 10^18 of the token's smallest unit are worth
+    function sized(Config memory c, uint256 gasPrice, uint256 weiPerToken) public pure returns (Config memory) {
+        uint256 challenge = Math.ceilDiv(CHALLENGE_GAS * gasPrice * 1 ether, weiPerToken);
+        uint256 reward = c.market.challengerShareBps;
+        uint256 bond = Math.max(
+            Math.ceilDiv(challenge * 10_000, reward), Math.ceilDiv(LOSS_PER_COST * challenge * 10_000, 10_000 - reward)
+        );
+        uint256 fee = Math.ceilDiv(ANSWER_GAS * gasPrice * 1 ether, weiPerToken);
+        c.market.minBond = atLeast("SWORN_MIN_BOND", c.market.minBond, bond);
+        c.channels.minBond = atLeast("SWORN_BATCH_MIN_BOND", c.channels.minBond, bond);
+        c.challenges.demandFee = atLeast("SWORN_DEMAND_FEE", c.challenges.demandFee, fee);
+        c.channels.receiptFee = atLeast("SWORN_RECEIPT_FEE", c.channels.receiptFee, fee);
+        return c;
+    }
+
+    function atLeast(string memory name, uint128 value, uint256 least) private pure returns (uint128) {
+        if (least > type(uint128).max) revert ParameterTooLarge(name, least, type(uint128).max);
+        return uint128(Math.max(value, least));
     }
 
     /// @notice Deploys from `deployer`'s next nonces on; the caller has arranged that it is the sender.
@@ -98,10 +130,13 @@ contract Deploy is Script {
         );
     }
 
-    /// @notice The preset, with what the environment sets.
+    /// @notice The preset, with what the environment sets. SWORN_GAS_PRICE (wei per gas, the dearest that is to be withstood) and
+    /// SWORN_WEI_PER_TOKEN (what 10^18 of the token's smallest unit are worth) raise bonds and fees to what they must be.
     function config() public view returns (Config memory c) {
         string memory name = vm.envOr("SWORN_PRESET", string("devnet"));
         c = preset(name);
+        uint256 gasPrice = vm.envOr("SWORN_GAS_PRICE", uint256(0));
+        if (gasPrice > 0) c = sized(c, gasPrice, vm.envUint("SWORN_WEI_PER_TOKEN"));
         c.token = vm.envOr("SWORN_TOKEN", address(0));
         IMarket.Params memory m = c.market;
         m.acceptTimeout = u40("SWORN_ACCEPT_TIMEOUT", m.acceptTimeout);

@@ -30,6 +30,17 @@ contract GasTest is Fixture {
         vm.snapshotGasLastCall("calls", name);
     }
 
+    /// EIP-170 allows 24,576 bytes.
+    function test_sizes() public {
+        string[8] memory names =
+            ["Models", "Nodes", "Market", "Channels", "Trials", "Challenges", "StepVerifier", "HeadVerifier"];
+        for (uint256 i; i < names.length; i++) {
+            bytes memory code = vm.getDeployedCode(string.concat(names[i], ".sol"));
+            assertLe(code.length, 24_576, names[i]);
+            vm.snapshotValue("sizes", names[i], code.length);
+        }
+    }
+
     function test_gas_register() public {
         bytes memory manifest = TinyModel.manifest();
         manifest[200] ^= 0x01; // another tokenizer

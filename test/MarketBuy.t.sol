@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
+import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {Market} from "../contracts/Market.sol";
 import {IMarket, JobId, JobState} from "../contracts/interfaces/IMarket.sol";
 import {IModels} from "../contracts/interfaces/IModels.sol";
 import {INodes} from "../contracts/interfaces/INodes.sol";
+import {FalseToken} from "./support/FalseToken.sol";
 import {FeeToken} from "./support/FeeToken.sol";
 import {Fixture} from "./support/Fixture.sol";
 import {NaiveTree} from "./support/NaiveTree.sol";
@@ -274,6 +276,16 @@ contract MarketBuyTest is Fixture {
         vm.startPrank(uma);
         cheat.approve(address(m), 100);
         vm.expectRevert(abi.encodeWithSelector(IMarket.TransferMismatch.selector, 99, 100));
+        m.createJob(modelId, address(0), tokens(1), 1, 100, 0, 0);
+    }
+
+    function test_createJob_falseToken() public {
+        FalseToken cheat = new FalseToken();
+        Market m = new Market(address(cheat), address(models), address(nodes), address(challenges), mp);
+        cheat.mint(uma, 100);
+        vm.startPrank(uma);
+        cheat.approve(address(m), 100);
+        vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(cheat)));
         m.createJob(modelId, address(0), tokens(1), 1, 100, 0, 0);
     }
 

@@ -58,7 +58,11 @@ abstract contract Fixture is Test {
         vm.warp(1_700_000_000);
         vm.roll(1_000);
         Deploy script = new Deploy();
-        Deploy.Config memory c = script.preset("devnet");
+        deploy(script, script.preset("devnet"));
+    }
+
+    /// @notice everything anew, with these parameters
+    function deploy(Deploy script, Deploy.Config memory c) internal {
         Deploy.Deployment memory d = script.deploy(c, address(script));
         token = DevToken(d.token);
         models = Models(d.models);

@@ -1,9 +1,11 @@
-//! Keys from keystore v3 files. A secret never comes from a flag.
+//! Keys from keystore v3 files. A secret never comes from a flag, and its memory is overwritten when it is dropped: the password's here, the
+//! key's by `k256`. What the environment holds stays there.
 
 use std::fs;
 use std::path::Path;
 
 use alloy::signers::local::PrivateKeySigner;
+use zeroize::Zeroizing;
 
 use crate::{Error, Result};
 
@@ -18,18 +20,21 @@ pub fn password(
     keystore: &Path,
     file: Option<&Path>,
     prompt: impl FnOnce() -> std::io::Result<String>,
-) -> Result<String> {
+) -> Result<Zeroizing<String>> {
     let fail = |reason: String| Error::Key { path: keystore.to_owned(), reason };
     if let Some(file) = file {
         let text = fs::read_to_string(file).map_err(|e| fail(format!("password file {}: {e}", file.display())))?;
-        return Ok(text.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t)).unwrap_or(&text).to_owned());
+        let text = Zeroizing::new(text);
+        let line = text.strip_suffix('\n').map_or(text.as_str(), |t| t.strip_suffix('\r').unwrap_or(t));
+        return Ok(Zeroizing::new(line.to_owned()));
     }
-    match std::env::var(PASSWORD_VARIABLE) {
-        Ok(password) => Ok(password),
+    let password = match std::env::var(PASSWORD_VARIABLE) {
+        Ok(password) => password,
         Err(_) => {
-            prompt().map_err(|e| fail(format!("no password ({e}): set {PASSWORD_VARIABLE} or give a password file")))
+            prompt().map_err(|e| fail(format!("no password ({e}): set {PASSWORD_VARIABLE} or give a password file")))?
         }
-    }
+    };
+    Ok(Zeroizing::new(password))
 }
 
 /// Opens a keystore.

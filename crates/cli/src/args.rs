@@ -424,6 +424,9 @@ pub(crate) struct NodeRun {
     /// Jobs that run together; more wait, the oldest first
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub(crate) concurrency: u16,
+    /// HTTP requests a second that one address may send; 0: any number. This machine's own addresses always may
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) rate_limit: u32,
     #[command(flatten)]
     pub(crate) receipts: Receipts,
     #[command(flatten)]
@@ -516,6 +519,9 @@ pub(crate) struct Gateway {
     /// Answers under way at a time; more are refused
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub(crate) concurrency: u16,
+    /// Requests a second that one address may send; 0: any number. This machine's own addresses always may
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    pub(crate) rate_limit: u32,
     /// Bytes of the longest request
     #[arg(long, value_name = "BYTES", default_value_t = 1 << 20)]
     pub(crate) body_limit: usize,

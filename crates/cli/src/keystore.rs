@@ -7,6 +7,7 @@ use alloy::primitives::Address;
 use alloy::signers::k256::elliptic_curve::rand_core::OsRng;
 use alloy::signers::local::PrivateKeySigner;
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use crate::fault::{Doing, Fault, Result};
 
@@ -26,7 +27,8 @@ pub(crate) fn create(path: &Path, key: &PrivateKeySigner, password: &str) -> Res
     // Written beside and renamed, so that a full disk leaves no half key under the final name.
     let temporary = format!(".{}.new", name.to_string_lossy());
     let doing = || format!("cannot write the key to {}", path.display());
-    PrivateKeySigner::encrypt_keystore(parent, &mut OsRng, key.to_bytes(), password, Some(&temporary)).doing(doing)?;
+    let secret = Zeroizing::new(key.to_bytes().0);
+    PrivateKeySigner::encrypt_keystore(parent, &mut OsRng, *secret, password, Some(&temporary)).doing(doing)?;
     let temporary = parent.join(temporary);
     let mut json = read(&temporary)?;
     // Not encrypted in any keystore: lets the account be shown without the password.

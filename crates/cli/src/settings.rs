@@ -8,6 +8,8 @@ use alloy::signers::local::PrivateKeySigner;
 use sworn_bindings::Deployment;
 use sworn_chain::key::PASSWORD_VARIABLE;
 
+use zeroize::Zeroizing;
+
 use crate::account_key::{AccountKey, KeyPlace};
 use crate::args::Global;
 use crate::config;
@@ -107,7 +109,7 @@ impl Settings {
     }
 
     /// A password for a new key: typed twice when it comes from a terminal.
-    pub(crate) fn new_password(&self, keystore: &Path) -> Result<String> {
+    pub(crate) fn new_password(&self, keystore: &Path) -> Result<Zeroizing<String>> {
         let password = self.password(keystore, "New password: ")?;
         let typed = self.password_file.is_none() && std::env::var_os(PASSWORD_VARIABLE).is_none();
         if typed && self.password(keystore, "The same again: ")? != password {
@@ -116,11 +118,11 @@ impl Settings {
         Ok(password)
     }
 
-    fn password(&self, keystore: &Path, prompt: &str) -> Result<String> {
+    fn password(&self, keystore: &Path, prompt: &str) -> Result<Zeroizing<String>> {
         Self::password_of(keystore, self.password_file.as_deref(), prompt)
     }
 
-    fn password_of(keystore: &Path, file: Option<&Path>, prompt: &str) -> Result<String> {
+    fn password_of(keystore: &Path, file: Option<&Path>, prompt: &str) -> Result<Zeroizing<String>> {
         Ok(sworn_chain::key::password(keystore, file, || {
             if std::io::stdin().is_terminal() {
                 rpassword::prompt_password(prompt)

@@ -29,13 +29,13 @@ pub struct Target {
 /// All of them.
 pub const TARGETS: [Target; 10] = [
     Target { name: "gguf", run: targets::gguf, seeds: seeds::gguf, short: 20_000 },
-    Target { name: "safetensors", run: targets::safetensors, seeds: seeds::safetensors, short: 300 },
-    Target { name: "model_directory", run: targets::model_directory, seeds: seeds::model_directory, short: 300 },
+    Target { name: "safetensors", run: targets::safetensors, seeds: seeds::safetensors, short: 5_000 },
+    Target { name: "model_directory", run: targets::model_directory, seeds: seeds::model_directory, short: 20_000 },
     Target { name: "manifest", run: targets::manifest, seeds: seeds::manifest, short: 100_000 },
-    Target { name: "program", run: targets::program, seeds: seeds::program, short: 20_000 },
-    Target { name: "tokenizer", run: targets::tokenizer, seeds: seeds::tokenizer, short: 2_000 },
-    Target { name: "trace", run: targets::trace, seeds: seeds::trace, short: 20_000 },
-    Target { name: "proof", run: targets::proof, seeds: seeds::proof, short: 20_000 },
+    Target { name: "program", run: targets::program, seeds: seeds::program, short: 100_000 },
+    Target { name: "tokenizer", run: targets::tokenizer, seeds: seeds::tokenizer, short: 20_000 },
+    Target { name: "trace", run: targets::trace, seeds: seeds::trace, short: 100_000 },
+    Target { name: "proof", run: targets::proof, seeds: seeds::proof, short: 100_000 },
     Target { name: "calldata", run: targets::calldata, seeds: seeds::calldata, short: 50_000 },
-    Target { name: "http", run: targets::http, seeds: seeds::http, short: 20_000 },
+    Target { name: "http", run: targets::http, seeds: seeds::http, short: 100_000 },
 ];

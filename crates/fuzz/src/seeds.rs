@@ -8,6 +8,8 @@ use sworn_commit::{HeadOpening, HeadRow, TraceDims, TraceTree, Tree};
 use sworn_isa::SectionKind;
 use sworn_model::small::{Family, Layout, write};
 use sworn_model::{SyntheticSpec, synthetic};
+use sworn_receipts::wire::{Ask, Code, End, Event, Finish, Refusal, SignedOffer, SignedReceipt};
+use sworn_receipts::{Offer, Receipt};
 
 use crate::{files, targets};
 
@@ -134,27 +136,43 @@ pub fn calldata() -> Vec<Vec<u8>> {
 
 /// Bodies.
 pub fn http() -> Vec<Vec<u8>> {
-    let word = format!("0x{}", "11".repeat(32));
-    let signature = format!("0x{}", "22".repeat(65));
-    let offer = json!({
-        "offer": { "channelId": word, "modelId": word, "perInputToken": "5", "perOutputToken": "7", "validUntil": 99, "tier": 0 },
-        "signature": signature,
-    });
+    let offer = SignedOffer {
+        offer: Offer { perInputToken: 5, maxTokens: 99, ..Offer::default() },
+        signature: Bytes::from_static(&[1; 65]),
+    };
+    let ask = Ask {
+        request: 1,
+        model: B256::repeat_byte(1),
+        prompt: vec![1, 2, 3],
+        max_new: 4,
+        sampling: U256::ZERO,
+        seed: B256::ZERO,
+        cumulative: 1_000,
+        voucher: Bytes::from_static(&[2; 65]),
+        offer: offer.clone(),
+        logprobs: Some(3),
+    };
+    let receipt = SignedReceipt {
+        receipt: Receipt { nIn: 3, nOut: 2, ..Receipt::default() },
+        signature: Bytes::from_static(&[3; 65]),
+    };
+    let token = Event::Token { index: 0, token: 7, logprobs: None };
+    let end = Event::Receipt { signed: receipt.clone(), finish: Finish::Stop };
+    let stream: String = [token, end, Event::Error(Refusal::new(Code::Unknown, "why"))]
+        .map(|event| {
+            let (name, data) = event.encode();
+            format!("event: {name}\ndata: {data}\n\n: alive\r\n")
+        })
+        .concat();
     let bodies = [
-        json!({
-            "request": 1, "model": word, "prompt": [1, 2, 3], "maxNew": 4, "sampling": "0", "seed": word, "cumulative": "1000",
-            "voucher": signature, "offer": offer, "logprobs": 3,
-        }),
-        offer,
+        json!(ask),
+        json!(offer),
+        json!(receipt),
+        json!(Refusal::new(Code::Unknown, "why")),
+        json!(End { tokens: 3 }),
         json!({ "model": "m", "messages": [{ "role": "user", "content": "What is an oath?" }], "temperature": 0.5, "stop": ["\n"] }),
         json!({ "model": "m", "prompt": [1, 2, 3], "max_tokens": 5, "stream": true, "stream_options": { "include_usage": true } }),
-        json!({ "code": "busy", "error": "why", "retryAfter": 3 }),
-        json!({ "tokens": 3 }),
     ];
-    let mut all: Vec<Vec<u8>> = bodies.iter().map(|b| b.to_string().into_bytes()).collect();
-    all.push(
-        b"event: token\ndata: {\"index\":0,\"token\":7}\n\n: alive\r\n\r\nevent: error\ndata: {\"code\":\"busy\"}\n\n"
-            .to_vec(),
-    );
-    all
+    let bodies = bodies.iter().map(|b| b.to_string().into_bytes());
+    bodies.chain([stream.into_bytes()]).collect()
 }

@@ -23,8 +23,10 @@ pub struct Limits {
     pub body: usize,
     /// Answers under way.
     pub concurrency: usize,
-    /// Open connections.
+    /// Open connections; a quarter of them from one address.
     pub connections: usize,
+    /// Requests a second from one address; 0: no bound. An address of this machine has none.
+    pub rate: u32,
     /// Time of an answer, from the request to its last token.
     pub time: Duration,
     /// Tokens of an answer whose length the client leaves open.
@@ -39,6 +41,7 @@ impl Default for Limits {
             body: 1 << 20,
             concurrency: 64,
             connections: 512,
+            rate: 20,
             time: Duration::from_secs(600),
             max_new: 1024,
             farewell: Duration::from_secs(20),

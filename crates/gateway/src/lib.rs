@@ -30,7 +30,6 @@ mod fields;
 mod file;
 mod follow;
 mod ledger;
-mod listener;
 mod measure;
 mod page;
 mod part;

@@ -3,12 +3,12 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use alloy::primitives::{Address, B256, keccak256};
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{DefaultBodyLimit, Path, Request, State};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -16,13 +16,13 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use metrics::{counter, histogram};
 use serde_json::json;
+use sworn_listen::{Bounded, Bounds, Peer, Rate};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::answer;
 use crate::config::{Config, Offered};
 use crate::error::{ApiError, Reason};
-use crate::listener::Bounded;
 use crate::measure;
 use crate::page;
 use crate::reply::Kind;
@@ -36,8 +36,12 @@ pub struct Gateway {
     keys: Vec<B256>,
     started: u64,
     requests: AtomicU64,
+    rate: Rate,
     closing: AtomicBool,
 }
+
+/// Life of a connection without requests.
+const IDLE_LIFE: Duration = Duration::from_secs(120);
 
 /// The id of a request.
 #[derive(Clone, Debug)]
@@ -57,6 +61,7 @@ impl Gateway {
         Arc::new(Gateway {
             places: Arc::new(Semaphore::new(config.limits.concurrency.max(1))),
             keys: config.api_keys.iter().map(|k| keccak256(k.as_bytes())).collect(),
+            rate: Rate::per_second(config.limits.rate),
             config,
             upstream,
             started: now(),
@@ -88,6 +93,7 @@ impl Gateway {
             })
             .method_not_allowed_fallback(async || ApiError::method())
             .layer(DefaultBodyLimit::max(limits.body))
+            .layer(middleware::from_fn_with_state(self.clone(), paced))
             .layer(middleware::from_fn_with_state(self.clone(), identified))
             .layer(middleware::from_fn_with_state(self.clone(), crate::cors::allow))
             .with_state(self.clone())
@@ -110,8 +116,15 @@ impl Gateway {
             gateway.closing.store(true, Ordering::Relaxed);
             closing.send_replace(true);
         };
-        let listener = Bounded::new(listener, self.config.limits.connections);
-        let serving = axum::serve(listener, self.router()).with_graceful_shutdown(graceful);
+        let limits = self.config.limits;
+        let bounds = Bounds {
+            connections: limits.connections,
+            of_one_address: limits.connections.div_ceil(4),
+            life: IDLE_LIFE,
+            extended: limits.time + IDLE_LIFE,
+        };
+        let router = self.router().into_make_service_with_connect_info::<Peer>();
+        let serving = axum::serve(Bounded::new(listener, bounds), router).with_graceful_shutdown(graceful);
         let farewell = async {
             let _ = closed.wait_for(|c| *c).await;
             tokio::time::sleep(self.config.limits.farewell).await;
@@ -194,6 +207,22 @@ fn request_id(gateway: &Gateway, request: &Request) -> String {
     match given.filter(plain) {
         Some(id) => id.to_owned(),
         None => format!("{:08x}{:08x}", gateway.started as u32, gateway.requests.fetch_add(1, Ordering::Relaxed)),
+    }
+}
+
+/// So many requests a second from one address.
+async fn paced(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
+    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|p| p.0.clone());
+    match peer.as_ref().map_or(Ok(()), |p| gateway.rate.admit(p.address.ip())) {
+        Ok(()) => {
+            // Its answer may take as long as an answer may.
+            peer.iter().for_each(Peer::extend);
+            next.run(request).await
+        }
+        Err(wait) => {
+            let why = "This address sends too many requests a second.";
+            ApiError::busy("rate_limit_exceeded", why, wait.as_secs() + 1).into_response()
+        }
     }
 }
 

@@ -96,6 +96,8 @@ pub struct NodeConfig {
     pub http_timeout: Duration,
     /// HTTP requests at a time.
     pub http_concurrency: usize,
+    /// HTTP requests a second from one address; 0: no bound. An address of this machine has none.
+    pub http_rate: u32,
     /// How it is paid by receipts; none: by jobs alone.
     pub channels: Option<ChannelTerms>,
     /// Memory for recomputed operators, in bytes.
@@ -116,6 +118,7 @@ impl NodeConfig {
             withdraw_at: Some(U256::ONE),
             http_timeout: Duration::from_secs(20),
             http_concurrency: 32,
+            http_rate: 100,
             channels: None,
             ops_cache: 64 << 20,
             pulse: Pulse::default(),

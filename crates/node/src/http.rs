@@ -3,54 +3,51 @@
 //! Read-only, but for [`crate::channel::http`], where answers are asked for. Requests, connections and the time of each are bounded, so that visitors can exhaust neither memory nor sockets nor
 //! the processor that answers to demands need.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use std::{io, net::SocketAddr};
 
 use alloy::primitives::{B256, U256};
-use axum::extract::connect_info::Connected;
-use axum::extract::{MatchedPath, Path, Request, State};
+use axum::extract::{ConnectInfo, MatchedPath, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::serve::IncomingStream;
 use axum::{Json, Router};
 use serde_json::json;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio::time::Sleep;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
 use sworn_bindings::sampling_word;
 use sworn_commit::HeadOpening;
 use sworn_engine::EngineError;
+use sworn_listen::{Bounded, Bounds, Peer, Rate};
 use sworn_receipts::{NodeInfo, Refusal};
 
 use crate::Error;
 use crate::measure;
 use crate::work::{Purpose, Shared};
 
-/// Open connections, waiting ones included.
-const CONNECTIONS: usize = 256;
-/// Longest life of a connection.
-const CONNECTION_LIFE: Duration = Duration::from_secs(120);
-/// The same, from the last request for an answer that was admitted.
-const STREAM_LIFE: Duration = Duration::from_secs(3_600);
+/// Connections; the longer life is from the last request for an answer that was admitted.
+const BOUNDS: Bounds = Bounds {
+    connections: 256,
+    of_one_address: 96,
+    life: Duration::from_secs(120),
+    extended: Duration::from_secs(3_600),
+};
 
 pub(crate) struct Http {
     pub(crate) shared: Arc<Shared>,
     requests: Semaphore,
+    rate: Rate,
     served: AtomicU64,
 }
 
 /// Serves until `stopped` changes; requests under way are finished.
 pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stopped: watch::Receiver<bool>) {
     let requests = Semaphore::new(shared.config.http_concurrency.max(1));
-    let http = Arc::new(Http { shared, requests, served: AtomicU64::new(0) });
+    let http =
+        Arc::new(Http { rate: Rate::per_second(shared.config.http_rate), shared, requests, served: AtomicU64::new(0) });
     let router = Router::new()
         .route("/health", get(health))
         .route("/v1/info", get(info))
@@ -65,11 +62,11 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, mut stoppe
         })
         .layer(middleware::from_fn_with_state(http.clone(), bounded))
         .with_state(http);
-    let listener = Bounded { listener, places: Arc::new(Semaphore::new(CONNECTIONS)) };
+    let listener = Bounded::new(listener, BOUNDS);
     let until = async move {
         let _ = stopped.changed().await;
     };
-    let router = router.into_make_service_with_connect_info::<Lease>();
+    let router = router.into_make_service_with_connect_info::<Peer>();
     if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until).await {
         tracing::warn!(%error, "http");
     }
@@ -112,7 +109,13 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
     let (began, id) = (Instant::now(), request_id(&http, &request));
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |p| p.as_str().to_owned());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|p| p.0.address.ip());
+    let admitted = peer.map_or(Ok(()), |address| http.rate.admit(address));
     let mut response = match http.requests.try_acquire() {
+        _ if admitted.is_err() => {
+            let why = "too many requests a second from this address; ask more slowly";
+            Fault(StatusCode::TOO_MANY_REQUESTS, why.into()).into_response()
+        }
         Err(_) => {
             Fault(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again".into()).into_response()
         }
@@ -134,7 +137,7 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
         response = (status, Json(body)).into_response();
         if let Some(retry) = retry {
             response.headers_mut().insert(header::RETRY_AFTER, retry);
-        } else if status == StatusCode::SERVICE_UNAVAILABLE {
+        } else if status == StatusCode::SERVICE_UNAVAILABLE || status == StatusCode::TOO_MANY_REQUESTS {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
     }
@@ -259,90 +262,5 @@ async fn ops(
     match http.shared.conduct.serve_ops(&record.job, layer, row, ops.to_vec()) {
         Some(ops) => Ok(binary(ops.concat())),
         None => Err(unknown(id)),
-    }
-}
-
-/// A listener with so many places; who comes when all are taken waits in the system's queue.
-struct Bounded {
-    listener: TcpListener,
-    places: Arc<Semaphore>,
-}
-
-impl axum::serve::Listener for Bounded {
-    type Io = Connection;
-    type Addr = SocketAddr;
-
-    async fn accept(&mut self) -> (Connection, SocketAddr) {
-        let place = self.places.clone().acquire_owned().await.ok();
-        let (stream, address) = axum::serve::Listener::accept(&mut self.listener).await;
-        // Tokens are small and must not wait for each other: Nagle's algorithm holds each back until the client's delayed acknowledgement,
-        // some 40 milliseconds.
-        let _ = stream.set_nodelay(true);
-        let end = Box::pin(tokio::time::sleep(CONNECTION_LIFE));
-        (Connection { stream, end, lease: Lease::default(), _place: place }, address)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
-    }
-}
-
-/// Who holds it can lengthen a connection's life.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Lease(Arc<AtomicBool>);
-
-impl Lease {
-    /// From now on the connection may last [`STREAM_LIFE`].
-    pub(crate) fn extend(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-impl Connected<IncomingStream<'_, Bounded>> for Lease {
-    fn connect_info(stream: IncomingStream<'_, Bounded>) -> Self {
-        stream.io().lease.clone()
-    }
-}
-
-/// A connection that ends after a while, whatever its peer does.
-struct Connection {
-    stream: TcpStream,
-    end: Pin<Box<Sleep>>,
-    lease: Lease,
-    _place: Option<OwnedSemaphorePermit>,
-}
-
-impl Connection {
-    fn expired(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.lease.0.swap(false, Ordering::Relaxed) {
-            self.end.as_mut().reset(tokio::time::Instant::now() + STREAM_LIFE);
-        }
-        self.end.as_mut().poll(cx).is_ready()
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        if self.expired(cx) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if self.expired(cx) {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-        }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }

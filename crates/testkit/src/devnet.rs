@@ -24,7 +24,7 @@ pub const BURN: Address = alloy::primitives::address!("0000000000000000000000000
 /// What every actor begins with, in the token's smallest unit.
 pub const PURSE: u128 = 1_000_000_000_000_000_000_000;
 /// Password of the keystores that [`Actor::keystore`] writes.
-pub const PASSWORD: &str = "devnet";
+pub const PASSWORD: &str = "tell nobody 7261";
 
 /// What a test's chain cannot do without.
 #[derive(Debug, thiserror::Error)]
@@ -323,15 +323,23 @@ impl Devnet {
     /// # Errors
     /// The chain refuses.
     pub async fn actor(&mut self, name: &str) -> Result<Actor> {
+        self.actor_with(name, PURSE).await
+    }
+
+    /// An account with gas money and so many tokens.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn actor_with(&mut self, name: &str, purse: u128) -> Result<Actor> {
         let signer = PrivateKeySigner::random();
         fund(self.chain.provider(), signer.address()).await?;
         let dir = self.dir.path().join(name);
         let store = Store::open(dir.join("actor.redb"), &self.chain).map_err(DevnetError::other)?;
         let sender = Sender::new(self.chain.clone(), signer.clone(), store, SenderOptions::default());
         let actor = Actor { name: name.to_owned(), signer, sender, dir };
-        let call = IDevToken::mintCall { to: actor.address(), amount: U256::from(PURSE) };
+        let call = IDevToken::mintCall { to: actor.address(), amount: U256::from(purse) };
         actor.send("mint", self.deployment.token, &call).await?;
-        self.minted += U256::from(PURSE);
+        self.minted += U256::from(purse);
         Ok(actor)
     }
 

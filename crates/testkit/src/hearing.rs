@@ -81,7 +81,7 @@ impl<'c> Hearing<'c> {
     ///
     /// # Panics
     /// The contract refuses.
-    pub fn demand(&mut self, d: &Demand, now: u64) {
+    pub fn demand(&mut self, d: &Demand, payer: Address, now: u64) {
         self.at(now);
         let (call, challenges) = (demand_call(self.job.to(), d), self.court.challenges);
         if let Some(rng) = &mut self.meddler {
@@ -92,13 +92,22 @@ impl<'c> Hearing<'c> {
             hashes[at].0[rng.random_range(0..32)] ^= 1 << rng.random_range(0..8);
             self.refuse("another node than was committed to", WATCHER, challenges, &other);
         }
-        let done = self.court.call(WATCHER, challenges, &call);
+        let done = self.court.call(payer, challenges, &call);
         let done = done.unwrap_or_else(|e| panic!("the contract refuses {:?}: {e}", d.target));
-        self.gas += done.gas;
+        if payer == WATCHER {
+            self.gas += done.gas;
+        }
         if let Some(demanded) = done.event() {
             self.demanded.insert(d.target, demanded);
         }
         self.last = Some(call);
+    }
+
+    /// Somebody announces what nobody can prove.
+    pub fn announce_nothing(&mut self, commitment: B256, now: u64) {
+        self.at(now);
+        let call = IChallenges::announceCall { jobId: self.job, commitment };
+        self.court.send(USER, self.court.challenges, &call);
     }
 
     fn answer_call(&self, target: &Target, data: &[u8]) -> Option<IChallenges::answerCall> {

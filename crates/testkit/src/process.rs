@@ -70,6 +70,27 @@ impl Process {
         }
     }
 
+    /// Holds it where it is, or lets it go on (SIGSTOP, SIGCONT).
+    ///
+    /// # Errors
+    /// There is no `kill`.
+    pub fn hold(&self, held: bool) -> Result<()> {
+        let pid = unpoisoned(&self.running).child.0.id().to_string();
+        let done = Command::new("kill").args([if held { "-STOP" } else { "-CONT" }, &pid]).status();
+        match done.map_err(DevnetError::other)?.success() {
+            true => Ok(()),
+            false => Err(self.complaint("it cannot be held")),
+        }
+    }
+
+    /// Bytes of memory that it holds now; `None` where the system does not tell as Linux does, or when it has ended.
+    pub fn resident(&self) -> Option<u64> {
+        let pid = unpoisoned(&self.running).child.0.id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+        Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
+    }
+
     /// How often it was started.
     pub fn starts(&self) -> u32 {
         unpoisoned(&self.running).starts

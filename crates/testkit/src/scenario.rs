@@ -44,6 +44,8 @@ pub struct Stage {
     pub listen: String,
     /// The chain's server, as agents are told.
     pub agents_rpc: String,
+    /// How much the agents log.
+    pub log: &'static str,
     /// Whether the agents' disks get full: [`Process::fill_disk`].
     pub disks_fill: bool,
 }
@@ -95,7 +97,14 @@ impl Stage {
     /// # Errors
     /// Something is missing.
     pub async fn synthetic(seed: u64) -> Result<Self> {
-        let terms = Terms::default();
+        Self::under(Terms::default(), seed).await
+    }
+
+    /// With a synthetic model, under other terms.
+    ///
+    /// # Errors
+    /// Something is missing.
+    pub async fn under(terms: Terms, seed: u64) -> Result<Self> {
         let net = Devnet::start(&terms).await?;
         let spec = SyntheticSpec { seed, ..SyntheticSpec::default() };
         let model = synthetic(&spec, net.dir.path().join("model")).map_err(DevnetError::other)?;
@@ -118,7 +127,18 @@ impl Stage {
         net.register(&model, &user).await?;
         let listen = format!("127.0.0.1:{}", free_port()?);
         let agents_rpc = net.rpc.clone();
-        Ok(Stage { net, model: Arc::new(model), operator, user, watcher, terms, listen, agents_rpc, disks_fill: false })
+        Ok(Stage {
+            net,
+            model: Arc::new(model),
+            operator,
+            user,
+            watcher,
+            terms,
+            listen,
+            agents_rpc,
+            log: "info",
+            disks_fill: false,
+        })
     }
 
     /// Starts the node that lies.
@@ -257,7 +277,7 @@ impl Stage {
 
     /// Chain, model and somebody's state.
     fn about(&self, command: &mut Command, actor: &Actor) {
-        command.args(["--json", "--log", "info", "--rpc", &self.agents_rpc]);
+        command.args(["--json", "--log", self.log, "--rpc", &self.agents_rpc]);
         command.arg("--deployment").arg(self.net.deployment_file());
         command.arg("--home").arg(self.net.dir.path().join("home"));
         command.arg("--model").arg(self.model.path()).arg("--state").arg(actor.dir.join("state"));
@@ -268,11 +288,26 @@ impl Stage {
     /// # Errors
     /// The chain refuses.
     pub async fn register_node(&self, operator: &Actor, listen: &str, output_price: u128) -> Result<()> {
+        self.enroll(operator, listen, output_price, STAKE, 16).await
+    }
+
+    /// [`Self::register_node`] with a stake and a capacity for more jobs at a time.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn enroll(
+        &self,
+        operator: &Actor,
+        listen: &str,
+        output_price: u128,
+        stake: u128,
+        capacity: u32,
+    ) -> Result<()> {
         let d = &self.net.deployment;
-        let approve = IERC20::approveCall { spender: d.nodes, value: U256::from(STAKE) };
+        let approve = IERC20::approveCall { spender: d.nodes, value: U256::from(stake) };
         operator.send("approve nodes", d.token, &approve).await?;
-        operator.send("deposit", d.nodes, &INodes::depositCall { amount: STAKE }).await?;
-        let configure = INodes::configureCall { endpoint: format!("http://{listen}"), capacity: 16 };
+        operator.send("deposit", d.nodes, &INodes::depositCall { amount: stake }).await?;
+        let configure = INodes::configureCall { endpoint: format!("http://{listen}"), capacity };
         operator.send("configure", d.nodes, &configure).await?;
         let ask = INodes::setAskCall {
             modelId: self.model.id().into(),

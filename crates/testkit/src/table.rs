@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use alloy::primitives::Address;
-use sworn_commit::{Hash, TraceTree, tensor, trace, tree};
+use rand::Rng;
+use rand::rngs::StdRng;
+use sworn_commit::{Hash, TraceTree, Tree, tensor, trace, tree};
 use sworn_isa::Opcode;
 use sworn_watcher::game::{Game, Kind, MAX_DEPTH, Opening, OpeningState, Target};
 use sworn_watcher::solver::{self, Asked, Clock, Demand, Learned, Move, Own, Replay};
 
-use crate::court::Court;
+use crate::court::{Court, USER, WATCHER};
 use crate::hearing::Hearing;
 use crate::run::{NEW, Run, RunInputs};
 
@@ -59,6 +61,8 @@ pub struct Table<'c> {
     pub demands: u32,
     /// Openings whose depth was lowered by another demand.
     pub lowered: u32,
+    /// Chooses what an accomplice, or a vandal, demands and announces without ever proving anything; none: there is none.
+    pub accomplice: Option<StdRng>,
 }
 
 impl<'c> Table<'c> {
@@ -93,6 +97,7 @@ impl<'c> Table<'c> {
             answers_from: 0,
             demands: 0,
             lowered: 0,
+            accomplice: None,
         }
     }
 
@@ -124,7 +129,7 @@ impl<'c> Table<'c> {
             o.depth = depth;
             self.lowered += 1;
             if let Some(hearing) = &mut self.court {
-                hearing.demand(d, self.now);
+                hearing.demand(d, payer, self.now);
             }
             return;
         }
@@ -170,7 +175,7 @@ impl<'c> Table<'c> {
         assert_eq!(root, expected, "{t:?}");
         self.demands += 1;
         if let Some(hearing) = &mut self.court {
-            hearing.demand(d, self.now);
+            hearing.demand(d, payer, self.now);
         }
         let state = OpeningState::Demanded { deadline: self.now + TURN };
         self.game.openings.insert(t, Opening { payer, depth, state });
@@ -215,6 +220,53 @@ impl<'c> Table<'c> {
                 })
             }
         }
+    }
+
+    /// What the rules allow to whoever pays: demands of anything at random, announcements of nothing; and no more after that.
+    fn flood(&mut self) {
+        let Some(mut rng) = self.accomplice.take() else { return };
+        if rng.random_range(0..3) == 0 && self.now <= self.game.window_end {
+            let d = self.anything(&mut rng);
+            if self.game.openings.get(&d.target).is_none_or(|o| o.depth > 1) {
+                self.demand(&d, USER);
+            }
+        }
+        if rng.random_range(0..6) == 0
+            && let Some(hearing) = &mut self.court
+        {
+            hearing.announce_nothing(rng.random::<[u8; 32]>().into(), self.now);
+        }
+        self.accomplice = Some(rng);
+    }
+
+    /// A demand without a parent of any node of any tree, or of any operator list.
+    fn anything(&self, rng: &mut StdRng) -> Demand {
+        let dims = self.game.dims;
+        let layer = rng.random_range(0..dims.layer_count());
+        let (top, rows) = (self.trace.top(), self.trace.layer(layer));
+        let up = top.path(0, u64::from(layer));
+        // A node that has leaves below it.
+        let node = |tree: &Tree, leaves: u32, rng: &mut StdRng| {
+            let level = rng.random_range(1..=tree.depth());
+            (level, u64::from(rng.random_range(0..=(leaves - 1) >> level)))
+        };
+        let (target, node_hash, path) = match rng.random_range(0..3) {
+            0 => {
+                let (level, index) = node(top, u32::from(dims.layer_count()), rng);
+                (Target::layers(level, index), top.node(level, index), top.path(level, index))
+            }
+            1 if rows.depth() > 0 => {
+                let (level, index) = node(rows, dims.rows(layer), rng);
+                let path = [rows.path(level, index), up].concat();
+                (Target::positions(layer, level, index), rows.node(level, index), path)
+            }
+            _ => {
+                let row = rng.random_range(0..dims.rows(layer));
+                let path = [rows.path(0, u64::from(row)), up].concat();
+                (Target::op_list(layer, row), rows.leaves()[row as usize], path)
+            }
+        };
+        Demand { target, node_hash, path, ..Demand::EMPTY }
     }
 
     /// Whoever is no party to the rules tries something.
@@ -269,7 +321,7 @@ impl<'c> Table<'c> {
                     learned.tensors.insert(at, t.map_or(Asked::Refused, Asked::Got));
                     continue;
                 }
-                Move::Demand(d) => self.demand(&d, Address::ZERO),
+                Move::Demand(d) => self.demand(&d, WATCHER),
                 Move::Wait(until) => self.now = self.now.max(until.min(self.now + 5)),
                 Move::Timeout(t) => {
                     let OpeningState::Demanded { deadline } = self.game.openings[&t].state else { panic!("answered") };
@@ -310,6 +362,7 @@ impl<'c> Table<'c> {
                 Move::Broken(why) => panic!("{why}"),
             }
             self.now += 2;
+            self.flood();
             self.meddle();
             self.node_plays();
             self.meddle();

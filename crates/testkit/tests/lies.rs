@@ -13,8 +13,8 @@ use sworn_bindings::JobState;
 use sworn_commit::witness::{self, Evidence, PartialTree};
 use sworn_commit::{tensor, trace};
 use sworn_isa::{Opcode, SectionKind};
-use sworn_model::{Model, SyntheticSpec, synthetic};
-use sworn_testkit::court::Court;
+use sworn_model::{Model, ModelStore, SyntheticSpec, pull, synthetic};
+use sworn_testkit::court::{Court, WATCHER};
 use sworn_testkit::run::{NEW, PROMPT, Run, RunInputs};
 use sworn_testkit::table::{End, Node, TURN, Table};
 use sworn_testkit::tamper::{Place, operators};
@@ -35,8 +35,12 @@ struct Stage {
 }
 
 impl Stage {
-    fn new(dir: &std::path::Path) -> Self {
-        let model = Arc::new(synthetic(&SyntheticSpec::default(), dir.join("m")).unwrap());
+    fn synthetic(dir: &std::path::Path) -> Self {
+        Self::of(synthetic(&SyntheticSpec::default(), dir.join("m")).unwrap())
+    }
+
+    fn of(model: Model) -> Self {
+        let model = Arc::new(model);
         let honest = Arc::new(Run::new(&model, None, None));
         let has = |o: &Opcode| !operators(model.program(), *o).is_empty();
         let opcodes = Opcode::ALL.iter().copied().filter(has).collect();
@@ -110,7 +114,7 @@ impl Stage {
             descriptor: None,
             descriptor_proof: Vec::new(),
         };
-        table.demand(&demand, alloy::primitives::Address::ZERO);
+        table.demand(&demand, WATCHER);
         table.now += 1;
         table.node_plays();
 
@@ -157,6 +161,7 @@ struct Tally {
     gas: Vec<u64>,
     answers: Vec<u32>,
     timeouts: u64,
+    accomplices: u64,
     refused: u64,
     layers: BTreeSet<u16>,
     positions: BTreeSet<u32>,
@@ -177,6 +182,10 @@ impl Tally {
         let served = serves.then(|| run.clone());
         let mut table = Table::before(court, node, run);
         table.hearing().unwrap().meddled(rng.random());
+        if rng.random() {
+            table.accomplice = Some(StdRng::seed_from_u64(rng.random()));
+            self.accomplices += 1;
+        }
         match (table.play(&own, served.as_ref()), node) {
             (End::Proven { opcode: proven, layer, .. }, _) => {
                 assert_eq!((proven, layer), (opcode, place.layer), "{place:?}");
@@ -199,6 +208,7 @@ impl Tally {
         self.gas.extend(other.gas);
         self.answers.extend(other.answers);
         self.timeouts += other.timeouts;
+        self.accomplices += other.accomplices;
         self.refused += other.refused;
         self.layers.extend(other.layers);
         self.positions.extend(other.positions);
@@ -239,37 +249,53 @@ fn games(count: u64, game: impl Fn(&mut Tally, &mut Court, &mut StdRng) + Sync, 
     })
 }
 
-#[test]
-fn every_random_lie_is_slashed() {
-    let dir = tempfile::tempdir().unwrap();
-    let stage = Stage::new(dir.path());
-    let count = times("SWORN_LIES", 10_000);
-    let mut t = games(count, |tally, court, rng| tally.play(&stage, court, rng), &stage);
+/// Plays lies and tells what they came to.
+fn all_slashed(what: &str, stage: &Stage, count: u64) -> Tally {
+    let mut t = games(count, |tally, court, rng| tally.play(stage, court, rng), stage);
     t.gas.sort_unstable();
     t.answers.sort_unstable();
     let of = |v: &[u64], at: usize| v.get(at).copied().unwrap_or_default();
     let (middle, worst) = (of(&t.gas, t.gas.len() / 2), of(&t.gas, t.gas.len().saturating_sub(1)));
     let figures = format!(
-        "{} opcodes, {} layers, {} positions, {} by timeout; challenger's gas {middle} median, {worst} worst; node's answers {} median, {} worst",
+        "{} opcodes, {} layers, {} positions, {} by timeout, {} beside an accomplice who floods; challenger's gas {middle} median, {worst} worst; node's answers {} median, {} worst",
         t.opcodes.len(),
         t.layers.len(),
         t.positions.len(),
         t.timeouts,
+        t.accomplices,
         t.answers.get(t.answers.len() / 2).copied().unwrap_or_default(),
         t.answers.last().copied().unwrap_or_default(),
     );
     tried(REFUSED, t.refused, 0, WHAT);
-    tried("random lies, all slashed", count, t.failed.len() as u64, figures);
+    tried(what, count, t.failed.len() as u64, figures);
     assert!(t.failed.is_empty(), "games {:?}: SWORN_SEED and SWORN_LIES play them again", t.failed);
     assert_eq!(t.gas.len() as u64, count);
+    // What bonds are sized by: `CHALLENGE_GAS` of script/Deploy.s.sol, which is for the deepest challenge.
+    assert!(worst <= 3_000_000, "a challenge of {worst} gas");
+    t
+}
+
+#[test]
+fn every_random_lie_is_slashed() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::synthetic(dir.path());
+    let t = all_slashed("random lies, all slashed", &stage, times("SWORN_LIES", 10_000));
     assert_eq!(t.opcodes.len(), stage.opcodes.len(), "{:?}", t.opcodes);
     assert_eq!(t.layers.len(), usize::from(stage.honest.dims.layer_count()));
+}
+
+/// The same about a real model, fetched if it is not on this machine.
+#[test]
+fn every_random_lie_about_smollm2_is_slashed() {
+    let home = ModelStore::from_env().unwrap().home().to_owned();
+    let stage = Stage::of(pull("smollm2-135m", home, &mut |_| {}).unwrap());
+    all_slashed("random lies about SmolLM2, all slashed", &stage, times("SWORN_LIES", 10_000).div_ceil(50));
 }
 
 #[test]
 fn no_honest_answer_is_proven_wrong() {
     let dir = tempfile::tempdir().unwrap();
-    let stage = Stage::new(dir.path());
+    let stage = Stage::synthetic(dir.path());
     let count = times("SWORN_LIES", 10_000);
     let t = games(count, |tally, court, rng| tally.refused += stage.accused(court, rng), &stage);
     tried(REFUSED, t.refused, 0, WHAT);

@@ -537,7 +537,8 @@ impl<'a> Solver<'a> {
 }
 
 impl Demand {
-    pub(crate) const EMPTY: Demand = Demand {
+    /// Of nothing: what a demand does not need.
+    pub const EMPTY: Demand = Demand {
         target: Target::layers(0, 0),
         parent: None,
         node_hash: [0; 32],

@@ -91,6 +91,7 @@ pub(super) async fn run(settings: &Settings, command: args::Gateway) -> Result<E
     let limits = Limits {
         body: command.body_limit,
         concurrency: usize::from(command.concurrency),
+        rate: command.rate_limit,
         time: Duration::from_secs(command.answer_time),
         max_new: command.default_max_tokens,
         ..Limits::default()

@@ -270,6 +270,7 @@ async fn serve(settings: &Settings, command: args::NodeRun) -> Result<ExitCode> 
     config.listen = Some(command.listen);
     config.accept_open = command.open_jobs;
     config.workers = together;
+    config.http_rate = command.rate_limit;
     config.channels = terms;
     let monitoring = Monitoring::start(command.monitoring, config.pulse.clone()).await?;
     let (log, mut finished) = EventLog::new(settings.out);

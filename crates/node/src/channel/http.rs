@@ -15,10 +15,11 @@ use axum::{Json, Router};
 use futures_util::stream::unfold;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sworn_listen::Peer;
 use sworn_receipts::wire::ASK_BYTES;
 use sworn_receipts::{Ask, Code, End, Refusal};
 
-use crate::http::{Fault, Http, Lease, Refused, binary, number};
+use crate::http::{Fault, Http, Refused, binary, number};
 use crate::work::{Purpose, blocking};
 
 /// A comment goes out after so much silence.
@@ -103,13 +104,13 @@ async fn state(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Answer<
 
 async fn ask(
     State(http): State<Arc<Http>>,
-    ConnectInfo(lease): ConnectInfo<Lease>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     Path(id): Path<String>,
     bytes: Bytes,
 ) -> Answer<Response> {
     let reader = http.shared.ask(channel_id(&id)?, body::<Ask>(&bytes)?).await?;
     // A connection of a stranger is short; one that is paid for is not.
-    lease.extend();
+    peer.extend();
     let events = unfold(reader, |mut reader| async move {
         let (name, data) = reader.next().await?.encode();
         Some((Ok::<_, Infallible>(SseEvent::default().event(name).data(data)), reader))
