@@ -73,10 +73,11 @@ impl Process {
     /// Holds it where it is, or lets it go on (SIGSTOP, SIGCONT).
     ///
     /// # Errors
-    /// There is no `kill`.
+    /// It has ended.
     pub fn hold(&self, held: bool) -> Result<()> {
         let pid = unpoisoned(&self.running).child.0.id().to_string();
-        let done = Command::new("kill").args([if held { "-STOP" } else { "-CONT" }, &pid]).status();
+        let signal = if held { "kill -STOP \"$0\"" } else { "kill -CONT \"$0\"" };
+        let done = Command::new("sh").args(["-c", signal, &pid]).status();
         match done.map_err(DevnetError::other)?.success() {
             true => Ok(()),
             false => Err(self.complaint("it cannot be held")),
