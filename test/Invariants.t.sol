@@ -192,6 +192,7 @@ contract InvariantsTest is Fixture {
             assertGt(handler.count(bytes32(bytes(names[i]))), 1, names[i]);
         }
         assertGt(handler.count("reclaim"), 1, "reclaim");
+        handler.assertOfTheirOwn();
         afterInvariant();
     }
 }

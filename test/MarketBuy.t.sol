@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
+import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {Market} from "../contracts/Market.sol";
 import {IMarket, JobId, JobState} from "../contracts/interfaces/IMarket.sol";
@@ -271,21 +272,22 @@ contract MarketBuyTest is Fixture {
 
     function test_createJob_feeOnTransfer() public {
         FeeToken cheat = new FeeToken();
-        Market m = new Market(address(cheat), address(models), address(nodes), address(challenges), mp);
         cheat.mint(uma, 100);
-        vm.startPrank(uma);
-        cheat.approve(address(m), 100);
-        vm.expectRevert(abi.encodeWithSelector(IMarket.TransferMismatch.selector, 99, 100));
-        m.createJob(modelId, address(0), tokens(1), 1, 100, 0, 0);
+        expectRefused(cheat, abi.encodeWithSelector(IMarket.TransferMismatch.selector, 99, 100));
     }
 
     function test_createJob_falseToken() public {
         FalseToken cheat = new FalseToken();
-        Market m = new Market(address(cheat), address(models), address(nodes), address(challenges), mp);
         cheat.mint(uma, 100);
+        expectRefused(cheat, abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(cheat)));
+    }
+
+    /// A market of a token of uma's that does not move as it is told.
+    function expectRefused(IERC20 cheat, bytes memory error_) internal {
+        Market m = new Market(address(cheat), address(models), address(nodes), address(challenges), mp);
         vm.startPrank(uma);
         cheat.approve(address(m), 100);
-        vm.expectRevert(abi.encodeWithSelector(SafeERC20.SafeERC20FailedOperation.selector, address(cheat)));
+        vm.expectRevert(error_);
         m.createJob(modelId, address(0), tokens(1), 1, 100, 0, 0);
     }
 

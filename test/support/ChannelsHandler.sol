@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 pragma solidity ^0.8.28;
 
-import {Test} from "forge-std/Test.sol";
 import {Challenges} from "../../contracts/Challenges.sol";
 import {Channels} from "../../contracts/Channels.sol";
 import {Nodes} from "../../contracts/Nodes.sol";
@@ -19,10 +18,11 @@ import {
 } from "../../contracts/interfaces/IChannels.sol";
 import {JobId, JobState} from "../../contracts/interfaces/ICourt.sol";
 import {NaiveTree} from "./NaiveTree.sol";
+import {Steps} from "./Steps.sol";
 
 /// @notice Everybody who pays and is paid by receipts, at once: random steps, each one possible when it is taken. A step that
 /// finds nothing to do lets another be done, or else says so in `idle`.
-contract ChannelsHandler is Test {
+contract ChannelsHandler is Steps {
     uint256 internal constant USERS = 3;
     uint256 internal constant SERVERS = 3;
     uint256 internal constant WATCHERS = 2;
@@ -52,12 +52,6 @@ contract ChannelsHandler is Test {
     /// has signed twice, or been silent at a trial
     mapping(address node => bool) public guilty;
     mapping(uint256 batchId => IChannels.BatchState) internal seen;
-
-    uint256 public idle;
-    uint256 public busy;
-    /// steps in whose place another was done
-    uint256 public instead;
-    mapping(bytes32 step => uint256) public count;
 
     constructor(
         DevToken token_,
@@ -98,14 +92,6 @@ contract ChannelsHandler is Test {
         nodes.deposit(300 ether);
     }
 
-    modifier step(bytes32 name) {
-        (uint256 idleBefore, uint256 insteadBefore) = (idle, instead);
-        _;
-        if (idle != idleBefore) return;
-        busy++;
-        if (instead == insteadBefore) count[name]++;
-    }
-
     /// There is nothing of its kind to do: a user puts money by for channels to come.
     function _idle() private {
         address u = user(idle + busy);
@@ -116,11 +102,6 @@ contract ChannelsHandler is Test {
         vm.prank(u);
         channels.deposit(1);
         instead++;
-    }
-
-    /// @notice that most steps did something; a sequence too short to tell passes
-    function assertBusy() external view {
-        if (idle + busy > 20) assertLe(10 * idle, idle + busy, "more than a tenth of the steps did nothing");
     }
 
     function user(uint256 seed) internal view returns (address) {
@@ -417,11 +398,6 @@ contract ChannelsHandler is Test {
             if (way == 5 && reclaim(seed)) return;
         }
         _idle();
-    }
-
-    function did(bytes32 name) private returns (bool) {
-        count[name]++;
-        return true;
     }
 
     function release(uint256 seed) public returns (bool) {

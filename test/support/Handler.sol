@@ -2,7 +2,6 @@
 pragma solidity ^0.8.28;
 
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
-import {Test} from "forge-std/Test.sol";
 import {Challenges} from "../../contracts/Challenges.sol";
 import {Market} from "../../contracts/Market.sol";
 import {Nodes} from "../../contracts/Nodes.sol";
@@ -11,12 +10,13 @@ import {IChallenges, OpeningId, Target, TargetKind} from "../../contracts/interf
 import {IMarket, JobId, JobState} from "../../contracts/interfaces/IMarket.sol";
 import {INodes} from "../../contracts/interfaces/INodes.sol";
 import {Claim, Witness} from "../../contracts/interfaces/IStepVerifier.sol";
+import {Steps} from "./Steps.sol";
 import {TinyModel} from "./TinyModel.sol";
 import {TinyTrace} from "./TinyTrace.sol";
 
 /// @notice Everybody of a market at once: random steps, each one possible when it is taken. A step that finds nothing to do
 /// lets another be done, or else says so in `idle`.
-contract Handler is Test {
+contract Handler is Steps {
     uint256 internal constant PEOPLE = 3;
     /// that are begun for want of anything else
     uint256 internal constant MOST_JOBS = 16;
@@ -46,11 +46,6 @@ contract Handler is Test {
 
     mapping(uint256 job => Note) public notes;
     mapping(uint256 job => Target[]) internal _asked;
-    uint256 public idle;
-    uint256 public busy;
-    /// steps in whose place another was done
-    uint256 public instead;
-    mapping(bytes32 step => uint256) public count;
 
     constructor(
         DevToken token_,
@@ -84,15 +79,6 @@ contract Handler is Test {
         token.approve(address(market), type(uint256).max);
         token.approve(address(nodes), type(uint256).max);
         vm.stopPrank();
-    }
-
-    /// Counts a step by what came of it.
-    modifier step(bytes32 name) {
-        (uint256 idleBefore, uint256 insteadBefore) = (idle, instead);
-        _;
-        if (idle != idleBefore) return;
-        busy++;
-        if (instead == insteadBefore) count[name]++;
     }
 
     function jobs() public view returns (uint256) {
@@ -422,11 +408,6 @@ contract Handler is Test {
         vm.warp(block.timestamp + bound(time, 1, 6));
     }
 
-    function did(bytes32 name) private returns (bool) {
-        count[name]++;
-        return true;
-    }
-
     /// There is nothing of its kind to do: a user orders, or else a node adds to its stake.
     function _idle() private {
         uint256 seed = idle + busy;
@@ -441,11 +422,6 @@ contract Handler is Test {
             return;
         }
         instead++;
-    }
-
-    /// @notice that most steps did something; a sequence too short to tell passes
-    function assertBusy() external view {
-        if (idle + busy > 20) assertLe(10 * idle, idle + busy, "more than a tenth of the steps did nothing");
     }
 
     // ------------------------------------------------------------------------------------------------- what is so

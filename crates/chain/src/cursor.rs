@@ -14,18 +14,24 @@ use crate::{Chain, Error, Head, Result, Store, Table};
 
 const CURSORS: Table = "sworn/cursors";
 
+/// Blocks that a reorganisation can replace; after a deeper one a cursor may read everything again.
+pub const REACH: u64 = 128;
+/// Blocks by which an RPC server's state may be ahead of the head that it told.
+const LEAD: u64 = 16;
+
 /// How a cursor reads.
 #[derive(Clone, Debug)]
 pub struct CursorOptions {
     /// Most blocks of one request; halved by itself when the RPC finds it too many.
     pub chunk: u64,
-    /// Block hashes that are remembered: how deep a reorganisation can be without reading everything again.
+    /// Block hashes that are remembered: how deep a reorganisation can be without reading everything again. At least [`REACH`], or what
+    /// [`Batch::undoes`] says of an end that [`Batch::buries`] is too little.
     pub remembered: usize,
 }
 
 impl Default for CursorOptions {
     fn default() -> Self {
-        CursorOptions { chunk: 2_000, remembered: 128 }
+        CursorOptions { chunk: 2_000, remembered: REACH as usize }
     }
 }
 
@@ -51,9 +57,21 @@ pub struct Batch {
     pub head: Head,
     /// Whether there is nothing after them up to `head`.
     pub caught_up: bool,
-    /// Blocks that were read before were replaced: events that are gone stay gone, others may come again.
-    pub reorganised: bool,
+    /// Blocks after this one were read before and then replaced: events that are gone stay gone, others may come again.
+    pub replaced: Option<u64>,
     place: Place,
+}
+
+impl Batch {
+    /// Whether a reorganisation may have taken back what was found to be so when `head` was the latest block.
+    pub fn undoes(&self, head: u64) -> bool {
+        self.replaced.is_some_and(|stayed| head.saturating_add(LEAD) >= stayed)
+    }
+
+    /// Whether no reorganisation will take it back, but for one so deep that all events come again.
+    pub fn buries(&self, head: u64) -> bool {
+        self.head.number > head.saturating_add(REACH)
+    }
 }
 
 /// The last blocks that were read, oldest first.
@@ -90,11 +108,11 @@ impl Cursor {
     /// The RPC fails.
     pub async fn poll(&mut self) -> Result<Batch> {
         let mut place = self.place.clone();
-        let reorganised = self.rewind(&mut place).await?;
+        let replaced = self.rewind(&mut place).await?;
         let head = self.chain.head().await?;
         crate::measure::head(&head);
         let from = place.blocks.back().map_or(self.chain.deployment().block, |(number, _)| number + 1);
-        let mut batch = Batch { events: Vec::new(), head, caught_up: true, reorganised, place };
+        let mut batch = Batch { events: Vec::new(), head, caught_up: true, replaced, place };
         if from > head.number {
             return Ok(batch);
         }
@@ -153,8 +171,8 @@ impl Cursor {
         Ok(())
     }
 
-    /// Drops blocks that the chain no longer has.
-    async fn rewind(&self, place: &mut Place) -> Result<bool> {
+    /// Drops blocks that the chain no longer has; the last that it still has, if there were any.
+    async fn rewind(&self, place: &mut Place) -> Result<Option<u64>> {
         let mut reorganised = false;
         while let Some((number, hash)) = place.blocks.back().copied() {
             if self.chain.block(BlockNumberOrTag::Number(number)).await?.map(|b| b.hash) == Some(hash) {
@@ -163,11 +181,11 @@ impl Cursor {
             place.blocks.pop_back();
             reorganised = true;
         }
+        let stayed = place.blocks.back().map_or(self.chain.deployment().block, |(n, _)| *n);
         if reorganised {
-            let to = place.blocks.back().map_or(self.chain.deployment().block, |(n, _)| *n);
-            tracing::warn!(cursor = self.name, to, "the chain was reorganised: reading again");
+            tracing::warn!(cursor = self.name, to = stayed, "the chain was reorganised: reading again");
         }
-        Ok(reorganised)
+        Ok(reorganised.then_some(stayed))
     }
 
     fn filter(&self, from: u64, to: u64) -> Filter {

@@ -67,10 +67,10 @@ impl Intent {
         Intent { key: key.into(), label, to, data: call.abi_encode().into(), value: U256::ZERO, deadline: None }
     }
 
-    /// The same, of use until this second of the chain's.
+    /// The same, of use until this second of the chain's, if there is one.
     #[must_use]
-    pub fn by(self, deadline: u64) -> Self {
-        Intent { deadline: Some(deadline), ..self }
+    pub fn by(self, deadline: impl Into<Option<u64>>) -> Self {
+        Intent { deadline: deadline.into(), ..self }
     }
 }
 
@@ -500,11 +500,9 @@ impl Inner {
     /// Whether a transaction that has waited so long needs a push.
     async fn is_late(&self, entry: &Entry, waited: Duration) -> Result<bool> {
         let limit = self.options.bump_after;
-        let Some(deadline) = entry.deadline.filter(|_| waited >= IMPATIENCE && waited < limit) else {
-            return Ok(waited >= limit);
-        };
+        let Some(deadline) = entry.deadline else { return Ok(waited >= limit) };
         let left = deadline.saturating_sub(self.chain.head().await?.timestamp);
-        Ok(waited >= Duration::from_secs(left / 8))
+        Ok(waited >= limit.min(Duration::from_secs(left / 8)))
     }
 
     /// The receipt of whichever of the entry's transactions is in a block.

@@ -237,7 +237,7 @@ async fn events_come_in_order_at_least_once_and_follow_reorganisations() {
     configure(6).await;
     let mut cursor = open(1_000);
     let batch = cursor.poll().await.unwrap();
-    assert_eq!((configured(&batch), batch.reorganised), (vec![6], false));
+    assert_eq!((configured(&batch), batch.replaced), (vec![6], None));
     cursor.commit(&batch).unwrap();
     assert!(configured(&cursor.poll().await.unwrap()).is_empty());
 
@@ -249,7 +249,7 @@ async fn events_come_in_order_at_least_once_and_follow_reorganisations() {
     let mut reorganised = false;
     for _ in 0..4 {
         let batch = cursor.poll().await.unwrap();
-        reorganised |= batch.reorganised;
+        reorganised |= batch.replaced.is_some();
         got.extend(configured(&batch));
         cursor.commit(&batch).unwrap();
     }

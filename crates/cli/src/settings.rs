@@ -7,7 +7,6 @@ use alloy::primitives::Address;
 use alloy::signers::local::PrivateKeySigner;
 use sworn_bindings::Deployment;
 use sworn_chain::key::PASSWORD_VARIABLE;
-
 use zeroize::Zeroizing;
 
 use crate::account_key::{AccountKey, KeyPlace};

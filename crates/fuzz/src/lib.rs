@@ -16,7 +16,7 @@ pub mod targets;
 /// Something that reads bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name, as of its libFuzzer program.
+    /// Its name.
     pub name: &'static str,
     /// Reads.
     pub run: fn(&[u8]),

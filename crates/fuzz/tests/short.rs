@@ -1,5 +1,5 @@
 //! Every target on its seeds and on what a mutator makes of them. `SWORN_FUZZ` multiplies how many; `SWORN_SEED` says where to begin. What
-//! fails is kept as a file that the target takes again: `make fuzz` does, and `SWORN_FUZZ_REPLAY=TARGET:FILE`.
+//! fails is kept as a file.
 
 use std::panic::catch_unwind;
 use std::path::Path;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use alloy::primitives::{Address, B256, keccak256};
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
+use axum::extract::{DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -212,11 +212,10 @@ fn request_id(gateway: &Gateway, request: &Request) -> String {
 
 /// So many requests a second from one address.
 async fn paced(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|p| p.0.clone());
-    match peer.as_ref().map_or(Ok(()), |p| gateway.rate.admit(p.address.ip())) {
+    match gateway.rate.admit_request(&request) {
         Ok(()) => {
             // Its answer may take as long as an answer may.
-            peer.iter().for_each(Peer::extend);
+            Peer::of(&request).into_iter().for_each(Peer::extend);
             next.run(request).await
         }
         Err(wait) => {

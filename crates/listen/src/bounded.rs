@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::extract::connect_info::Connected;
+use axum::extract::Request;
+use axum::extract::connect_info::{ConnectInfo, Connected};
 use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -115,6 +116,11 @@ pub struct Peer {
 }
 
 impl Peer {
+    /// Whose request this is; none where nobody listened (a router in a test).
+    pub fn of(request: &Request) -> Option<&Peer> {
+        request.extensions().get::<ConnectInfo<Peer>>().map(|p| &p.0)
+    }
+
     /// From now on the connection may last as long as [`Bounds::extended`] says.
     pub fn extend(&self) {
         self.extended.store(true, Ordering::Relaxed);

@@ -5,11 +5,12 @@ use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use axum::extract::Request;
 use governor::clock::{Clock, DefaultClock};
 use governor::state::keyed::HashMapStateStore;
 use governor::{Quota, RateLimiter};
 
-use crate::counted;
+use crate::{Peer, counted};
 
 /// Requests between two clearings of addresses that are quiet again.
 const CLEARED_EVERY: u32 = 1_024;
@@ -18,7 +19,6 @@ const CLEARED_EVERY: u32 = 1_024;
 #[derive(Debug)]
 pub struct Rate {
     limiter: Option<RateLimiter<IpAddr, HashMapStateStore<IpAddr>, DefaultClock>>,
-    clock: DefaultClock,
     seen: AtomicU32,
 }
 
@@ -28,10 +28,18 @@ impl Rate {
         let burst = NonZeroU32::new(requests.saturating_mul(10));
         let quota =
             NonZeroU32::new(requests).zip(burst).map(|(rate, burst)| Quota::per_second(rate).allow_burst(burst));
-        Rate { limiter: quota.map(RateLimiter::hashmap), clock: DefaultClock::default(), seen: AtomicU32::new(0) }
+        Rate { limiter: quota.map(RateLimiter::hashmap), seen: AtomicU32::new(0) }
     }
 
-    /// Counts a request.
+    /// Counts a request of somebody's.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub fn admit_request(&self, request: &Request) -> Result<(), Duration> {
+        Peer::of(request).map_or(Ok(()), |peer| self.admit(peer.address.ip()))
+    }
+
+    /// Counts a request from an address.
     ///
     /// # Errors
     /// One too many; the next is admitted after this time.
@@ -41,7 +49,7 @@ impl Rate {
             limiter.retain_recent();
             limiter.shrink_to_fit();
         }
-        limiter.check_key(&who).map_err(|until| until.wait_time_from(self.clock.now()))
+        limiter.check_key(&who).map_err(|until| until.wait_time_from(limiter.clock().now()))
     }
 }
 

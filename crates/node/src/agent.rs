@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{Address, B256, U256};
+use futures_util::stream::{self, StreamExt, TryStreamExt};
 use sworn_bindings::IChallenges::{IChallengesEvents, OpeningState};
 use sworn_bindings::IMarket::IMarketEvents;
 use sworn_bindings::INodes::INodesEvents;
@@ -26,6 +27,8 @@ use crate::plan::{Action, DemandView, JobView, Step, View, decide};
 use crate::work::Shared;
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
 
+/// Jobs that the chain is asked about at a time.
+const LOOKS: usize = 32;
 /// Longest pause after failures in a row.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause before a step with a deadline is tried again.
@@ -39,6 +42,9 @@ pub struct Node {
     cursor: Cursor,
     listener: Option<TcpListener>,
     jobs: BTreeMap<U256, JobRecord>,
+    /// Jobs whose end a reorganisation may still take back, with the latest block when it was seen.
+    ended: BTreeMap<U256, u64>,
+    /// Of both.
     demands: BTreeMap<B256, DemandRecord>,
     /// The head that the last plan was made for.
     seen: Option<Head>,
@@ -82,7 +88,13 @@ impl Node {
             None => None,
         };
         let cursor = Cursor::open(sender.chain().clone(), store, "node", CursorOptions::default())?;
-        let jobs = journal.jobs()?.into_iter().filter(|r| !r.closed).map(|r| (r.job.id, r)).collect();
+        let (mut jobs, mut ended) = (BTreeMap::new(), BTreeMap::new());
+        for record in journal.jobs()? {
+            match record.ended {
+                Some(at) => drop(ended.insert(record.job.id, at)),
+                None => drop(jobs.insert(record.job.id, record)),
+            }
+        }
         let demands = journal.demands()?.into_iter().map(|d| (d.opening, d)).collect();
         let shared = Arc::new(Shared::new(config, sender, prover, conduct, journal, sink));
         shared.resume_requests()?;
@@ -91,6 +103,7 @@ impl Node {
             cursor,
             listener,
             jobs,
+            ended,
             demands,
             seen: None,
             under_way: HashSet::new(),
@@ -171,6 +184,7 @@ impl Node {
 
     async fn tick(&mut self) -> Result<()> {
         let batch = self.cursor.poll().await?;
+        self.reconsider(&batch)?;
         self.learn(&batch)?;
         self.cursor.commit(&batch)?;
         if !batch.caught_up {
@@ -196,12 +210,38 @@ impl Node {
         measure::under_way("jobs", self.jobs.values().filter(|r| r.mine).count());
         measure::under_way("running", shared.executing());
         measure::under_way("answers", shared.channels.as_ref().map_or(0, Channels::answering));
-        measure::under_way("demands", self.demands.len());
+        measure::under_way("demands", self.demands.values().filter(|d| self.jobs.contains_key(&d.job)).count());
+    }
+
+    /// Takes up again what a reorganisation may have taken back, and lets go of what none will.
+    fn reconsider(&mut self, batch: &Batch) -> Result<()> {
+        if batch.replaced.is_none() && self.seen == Some(batch.head) {
+            return Ok(());
+        }
+        self.changed |= batch.replaced.is_some();
+        self.shared.reconsider_channels(batch)?;
+        let undone: Vec<U256> = self.ended.iter().filter(|(_, at)| batch.undoes(**at)).map(|(id, _)| *id).collect();
+        for id in undone {
+            if let Some(record) = self.shared.journal.job(id)? {
+                self.keep(record)?;
+            }
+        }
+        let before = self.ended.len();
+        self.ended.retain(|_, at| !batch.buries(*at));
+        if self.ended.len() < before {
+            let (jobs, ended) = (&self.jobs, &self.ended);
+            let over = |d: &&DemandRecord| !jobs.contains_key(&d.job) && !ended.contains_key(&d.job);
+            let demands: Vec<B256> = self.demands.values().filter(over).map(|d| d.opening).collect();
+            for opening in demands {
+                self.shared.journal.remove_demand(opening)?;
+                self.demands.remove(&opening);
+            }
+        }
+        Ok(())
     }
 
     /// Writes what events say to the journal. May see the same event again.
     fn learn(&mut self, batch: &Batch) -> Result<()> {
-        self.changed |= batch.reorganised;
         let me = self.shared.sender.account();
         for seen in &batch.events {
             match &seen.event {
@@ -251,9 +291,8 @@ impl Node {
                 if known.is_none() {
                     shared.forget(job.id);
                 }
-                let fresh = JobRecord { job, answer: None, mine: false, deadline: None, closed: false };
-                let record = JobRecord { closed: false, ..known.unwrap_or(fresh) };
-                self.keep(record)?;
+                let fresh = JobRecord { job, answer: None, mine: false, deadline: None, ended: None };
+                self.keep(known.unwrap_or(fresh))?;
             }
             IMarketEvents::JobAccepted(e) if e.node == me => {
                 if let Some(mut record) = self.jobs.get(&e.jobId).cloned() {
@@ -312,16 +351,12 @@ impl Node {
         self.jobs.get(&id).is_some_and(|r| r.mine)
     }
 
+    /// As a job that something may follow for.
     fn keep(&mut self, record: JobRecord) -> Result<()> {
+        let record = JobRecord { ended: None, ..record };
         self.shared.journal.put_job(&record)?;
+        self.ended.remove(&record.job.id);
         self.jobs.insert(record.job.id, record);
-        Ok(())
-    }
-
-    fn drop_demand(&mut self, opening: B256) -> Result<()> {
-        if self.demands.remove(&opening).is_some() {
-            self.shared.journal.remove_demand(opening)?;
-        }
         Ok(())
     }
 
@@ -334,9 +369,16 @@ impl Node {
         self.failures.retain(|action, _| actions.contains(action));
         let now = Instant::now();
         for action in actions {
-            if let Action::Close(id) = action {
-                self.close(id, states.get(&id).copied().unwrap_or(JobState::None))?;
-                continue;
+            match action {
+                Action::Close(id) => {
+                    self.close(id, states.get(&id).copied().unwrap_or(JobState::None), head)?;
+                    continue;
+                }
+                Action::Channel(Step::Close(batch)) => {
+                    self.shared.close_batch(batch, head)?;
+                    continue;
+                }
+                _ => {}
             }
             let waits = self.failures.get(&action).is_some_and(|(_, at)| *at > now);
             if !waits && self.under_way.insert(action) {
@@ -352,46 +394,54 @@ impl Node {
 
     /// Joins the journal with the chain's state.
     async fn view(&mut self, head: Head) -> Result<(View, HashMap<U256, JobState>)> {
-        let shared = self.shared.clone();
-        let chain = shared.sender.chain();
-        let me = shared.sender.account();
-        let failed = sworn_chain::Error::from;
-        let mut jobs = Vec::new();
-        let mut states = HashMap::new();
-        let ids: Vec<U256> = self.jobs.keys().copied().collect();
-        for id in ids {
-            let on_chain = self.on_chain(id).await?;
-            // Executions write to the journal beside this loop.
-            let Some(record) = shared.journal.job(id)? else { continue };
-            let mut demands = Vec::new();
-            let mut settled = false;
-            if on_chain.state == JobState::Submitted {
-                demands = self.demands_of(&record.job).await?;
-                settled = head.timestamp > on_chain.deadline
-                    && chain.challenges().settled(id).call().await.map_err(failed)?;
-            }
-            states.insert(id, on_chain.state);
-            let wanted = on_chain.state == JobState::Open && shared.config.accept_open;
-            let covered = wanted && self.is_covered(&record.job).await?;
-            jobs.push(JobView {
-                id,
-                state: on_chain.state,
-                deadline: on_chain.deadline,
-                mine: on_chain.node == me,
-                servable: shared.prover.layers(record.job.model).is_some(),
-                executed: record.answer.is_some(),
-                settled,
-                covered,
-                demands,
-            });
-            self.jobs.insert(id, record);
+        let looks = stream::iter(self.jobs.keys().copied()).map(|id| self.look(id, head));
+        let looks: Vec<_> = looks.buffered(LOOKS).try_collect().await?;
+        let (mut jobs, mut states) = (Vec::new(), HashMap::new());
+        for (record, job) in looks.into_iter().flatten() {
+            states.insert(job.id, job.state);
+            self.jobs.insert(job.id, record);
+            jobs.push(job);
         }
+        let shared = &self.shared;
         let NodeConfig { accept_open, withdraw_at, .. } = shared.config;
         let withdrawable = match withdraw_at {
-            Some(_) => chain.market().withdrawable(me).call().await.map_err(failed)?,
+            Some(_) => {
+                let owed = shared.sender.chain().market().withdrawable(shared.sender.account()).call().await;
+                owed.map_err(sworn_chain::Error::from)?
+            }
             None => U256::ZERO,
         };
         Ok((View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at }, states))
+    }
+
+    /// A job as the journal and the chain have it; `None` if the journal does not.
+    async fn look(&self, id: U256, head: Head) -> Result<Option<(JobRecord, JobView)>> {
+        let shared = &self.shared;
+        let chain = shared.sender.chain();
+        let OnChain { state, deadline, node } = self.on_chain(id).await?;
+        // Executions write to the journal beside this loop.
+        let Some(record) = shared.journal.job(id)? else { return Ok(None) };
+        let mut demands = Vec::new();
+        let mut settled = false;
+        if state == JobState::Submitted {
+            demands = self.demands_of(&record.job).await?;
+            settled = head.timestamp > deadline
+                && chain.challenges().settled(id).call().await.map_err(sworn_chain::Error::from)?;
+        }
+        let wanted = state == JobState::Open && shared.config.accept_open;
+        let covered = wanted && self.is_covered(&record.job).await?;
+        let job = JobView {
+            id,
+            state,
+            deadline,
+            mine: node == shared.sender.account(),
+            servable: shared.prover.layers(record.job.model).is_some(),
+            executed: record.answer.is_some(),
+            settled,
+            covered,
+            demands,
+        };
+        Ok(Some((record, job)))
     }
 
     /// Whether an open job pays what the node asks by now.
@@ -417,12 +467,11 @@ impl Node {
     }
 
     /// Demands that the chain still counts as unanswered and that the node means to answer.
-    async fn demands_of(&mut self, job: &Job) -> Result<Vec<DemandView>> {
-        let shared = self.shared.clone();
+    async fn demands_of(&self, job: &Job) -> Result<Vec<DemandView>> {
+        let shared = &self.shared;
         let challenges = shared.sender.chain().challenges();
-        let mine: Vec<DemandRecord> = self.demands.values().filter(|d| d.job == job.id).cloned().collect();
         let mut views = Vec::new();
-        for d in mine {
+        for d in self.demands.values().filter(|d| d.job == job.id) {
             let opening = challenges.opening(d.opening).call().await.map_err(sworn_chain::Error::from)?;
             // Not demanded may mean answered, or an RPC server that is a block behind: the demand is asked about again.
             if let Some(target) = d.target().filter(|_| opening.state == OpeningState::Demanded)
@@ -434,19 +483,16 @@ impl Node {
         Ok(views)
     }
 
-    fn close(&mut self, id: U256, state: JobState) -> Result<()> {
+    fn close(&mut self, id: U256, state: JobState, head: Head) -> Result<()> {
         let Some(record) = self.jobs.get(&id).cloned() else { return Ok(()) };
         // Events tell of the other ends, with their amounts.
         if record.mine && !matches!(state, JobState::Final | JobState::Slashed) {
             self.shared.sink.emit(NodeEvent::Closed { job: id, state: state.name() });
         }
         self.shared.forget(id);
-        let demands: Vec<B256> = self.demands.values().filter(|d| d.job == id).map(|d| d.opening).collect();
-        for opening in demands {
-            self.drop_demand(opening)?;
-        }
-        self.shared.journal.put_job(&JobRecord { closed: true, ..record })?;
+        self.shared.journal.put_job(&JobRecord { ended: Some(head.number), ..record })?;
         self.jobs.remove(&id);
+        self.ended.insert(id, head.number);
         Ok(())
     }
 
@@ -503,7 +549,7 @@ fn describe(action: Action) -> String {
             }
             Step::Redeem => "redeeming receipts".into(),
             Step::Release(batch) => format!("releasing batch {batch}"),
-            Step::Forget(batch) => format!("closing batch {batch}"),
+            Step::Close(batch) => format!("closing batch {batch}"),
             Step::Withdraw => "withdrawing what channels paid".into(),
         },
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use alloy::primitives::{B256, U256};
-use axum::extract::{ConnectInfo, MatchedPath, Path, Request, State};
+use axum::extract::{MatchedPath, Path, Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
@@ -109,17 +109,15 @@ async fn bounded(State(http): State<Arc<Http>>, request: Request, next: Next) ->
     let (began, id) = (Instant::now(), request_id(&http, &request));
     let route = request.extensions().get::<MatchedPath>().map_or_else(|| "other".to_owned(), |p| p.as_str().to_owned());
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let peer = request.extensions().get::<ConnectInfo<Peer>>().map(|p| p.0.address.ip());
-    let admitted = peer.map_or(Ok(()), |address| http.rate.admit(address));
-    let mut response = match http.requests.try_acquire() {
-        _ if admitted.is_err() => {
+    let mut response = match (http.rate.admit_request(&request), http.requests.try_acquire()) {
+        (Err(_), _) => {
             let why = "too many requests a second from this address; ask more slowly";
             Fault(StatusCode::TOO_MANY_REQUESTS, why.into()).into_response()
         }
-        Err(_) => {
+        (_, Err(_)) => {
             Fault(StatusCode::SERVICE_UNAVAILABLE, "too many requests at a time; try again".into()).into_response()
         }
-        Ok(_permit) => match tokio::time::timeout(http.shared.config.http_timeout, next.run(request)).await {
+        (Ok(()), Ok(_permit)) => match tokio::time::timeout(http.shared.config.http_timeout, next.run(request)).await {
             Ok(response) => response,
             Err(_) => {
                 Fault(StatusCode::GATEWAY_TIMEOUT, "recomputing takes longer than this node waits; try again".into())
@@ -168,7 +166,7 @@ async fn health() -> impl IntoResponse {
 async fn info(State(http): State<Arc<Http>>) -> Result<Json<NodeInfo>, Fault> {
     let shared = &http.shared;
     let jobs = shared.journal.jobs()?;
-    let active = jobs.iter().filter(|r| !r.closed && r.mine);
+    let active = jobs.iter().filter(|r| r.ended.is_none() && r.mine);
     let unanswered = active.clone().filter(|r| r.answer.is_none()).count();
     let running = shared.executing();
     let deployment = shared.sender.chain().deployment();
@@ -206,7 +204,7 @@ fn unknown(id: U256) -> Fault {
 async fn job(State(http): State<Arc<Http>>, Path(id): Path<String>) -> Result<impl IntoResponse, Fault> {
     let id = job_id(&id)?;
     let record = http.shared.journal.job(id)?.filter(|r| r.mine).ok_or_else(|| unknown(id))?;
-    let state = match (&record.answer, record.closed) {
+    let state = match (&record.answer, record.ended.is_some()) {
         (_, true) => "closed",
         (Some(_), _) => "answered",
         (None, _) => "assigned",

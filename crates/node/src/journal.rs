@@ -30,8 +30,9 @@ pub(crate) struct JobRecord {
     /// Chain time until which the result must be there, once the job is this node's.
     #[serde(default)]
     pub(crate) deadline: Option<u64>,
-    /// Nothing can follow.
-    pub(crate) closed: bool,
+    /// Nothing can follow: the latest block when that was seen.
+    #[serde(default)]
+    pub(crate) ended: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -42,7 +42,7 @@ pub struct JobView {
 pub struct View {
     /// The latest block's time.
     pub now: u64,
-    /// Jobs that are not closed in the journal.
+    /// Jobs that have not ended in the journal.
     pub jobs: Vec<JobView>,
     /// Whether the node takes open jobs.
     pub accept_open: bool,
@@ -72,7 +72,7 @@ pub enum Action {
     Finalize(U256),
     /// End a job that came too late, so that what is left of the bond is free.
     Expire(U256),
-    /// Forget a job: nothing can follow.
+    /// Put a job aside: nothing can follow, but for a reorganisation.
     Close(U256),
     /// Move what is owed to the account.
     Withdraw,

@@ -164,8 +164,7 @@ impl Shared {
                     layersRoot: answer.layers_root,
                 };
                 let key = format!("submit/{id}/{}", answer.layers_root);
-                let deadline = record.deadline;
-                let receipt = self.sender.send(&Intent { deadline, ..Intent::call(key, market, &call) }).await?;
+                let receipt = self.sender.send(&Intent::call(key, market, &call).by(record.deadline)).await?;
                 self.sink.emit(NodeEvent::Submitted { job: id, receipt });
                 Ok(())
             }
@@ -249,7 +248,9 @@ impl Shared {
         let layers_root = B256::from(done.trace.layers_root());
         let tokens = done.tokens.len();
         // The job may have ended, or a reorganisation may have given its id to another, while this ran.
-        let Some(mut now) = self.journal.job(id)?.filter(|r| r.job == record.job && !r.closed) else { return Ok(()) };
+        let Some(mut now) = self.journal.job(id)?.filter(|r| r.job == record.job && r.ended.is_none()) else {
+            return Ok(());
+        };
         now.answer = Some(AnswerRecord { tokens: done.tokens, layers_root });
         self.journal.put_job(&now)?;
         let seconds = start.elapsed().as_secs_f64();

@@ -492,6 +492,36 @@ async fn a_reorganisation_that_gives_the_id_to_another_job_is_followed() {
     node.stop().await;
 }
 
+/// Whether a job is paid, and the pay withdrawn.
+async fn is_paid(world: &World, id: U256) -> Option<()> {
+    let b = world.user.chain().balances(world.me()).await.unwrap();
+    let paid = b.token > U256::from(STAKE) && b.withdrawable.is_zero();
+    (world.job(id).await.state == JobState::Final && paid).then_some(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorganisation_that_takes_the_pay_back_is_followed() {
+    let world = World::new(Params::default()).await;
+    let node = world.node().await;
+    let id = world.buy("a", world.me(), &[1, 2, 3, 4, 5], 4).await;
+    world.reaches(id, JobState::Submitted).await;
+    world.finish(id, JobState::Final).await;
+    eventually("pay", async || is_paid(&world, id).await).await;
+
+    let chain = world.user.chain();
+    let is_final =
+        async |block: u64| chain.market().job(id).block(block.into()).call().await.unwrap().state == JobState::Final;
+    world.net.undo(chain, is_final).await;
+    eventually("pay again", async || is_paid(&world, id).await).await;
+
+    // And of a node that is not there.
+    node.stop().await;
+    world.net.undo(chain, is_final).await;
+    let node = world.node().await;
+    eventually("pay once more", async || is_paid(&world, id).await).await;
+    node.stop().await;
+}
+
 /// Forwards to anvil until it is told not to.
 async fn flaky_rpc(to: u16, down: Arc<AtomicBool>) -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

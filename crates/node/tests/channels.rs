@@ -410,6 +410,45 @@ async fn e2e_answers_are_streamed_paid_redeemed_released_and_withdrawn() {
     node.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn e2e_reorganisations_that_take_money_back_are_followed() {
+    let w = World::new().await;
+    let node = w.node(UNIT / 100).await;
+    let channel = w.open(1).await;
+    let (chain, token) = (w.user.chain(), w.user.chain().token());
+    let before = token.balanceOf(w.key.address()).call().await.unwrap();
+    let request = w.request(&node, channel, 7, 12, UNIT).await;
+    let cumulative = node.answer(channel, &request).await.1.receipt.cumulative;
+
+    let claimed = async |block: u64| {
+        chain.channels().channel(channel).block(block.into()).call().await.unwrap().claimed == cumulative
+    };
+    let is_claimed = async || claimed(chain.head().await.unwrap().number).await.then_some(());
+    eventually("redeemed", is_claimed).await;
+    w.net.undo(chain, claimed).await;
+    eventually("redeemed again", is_claimed).await;
+
+    let released = async |block: u64| {
+        let last = chain.channels().nextBatchId().call().await.unwrap() - U256::ONE;
+        chain.channels().batch(last).block(block.into()).call().await.unwrap().state == BatchState::Released
+    };
+    let is_paid = async || {
+        let now = token.balanceOf(w.key.address()).call().await.unwrap();
+        (now - before == U256::from(cumulative)).then_some(())
+    };
+    w.net.pass(61).await;
+    eventually("paid", is_paid).await;
+    w.net.undo(chain, released).await;
+    eventually("paid again", is_paid).await;
+
+    // And of a node that is not there.
+    node.stop().await;
+    w.net.undo(chain, released).await;
+    let node = w.node(UNIT / 100).await;
+    eventually("paid once more", is_paid).await;
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn e2e_log_probabilities_are_those_of_the_trace() {
     let w = World::new().await;

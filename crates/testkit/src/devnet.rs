@@ -13,11 +13,12 @@ use alloy::rpc::types::TransactionRequest;
 use alloy::signers::k256::elliptic_curve::rand_core::OsRng;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolValue};
+use serde_json::{Value, json};
 use sworn_bindings::{Deployment, IChallenges, IChannels, IDevToken, IMarket, IModels, sampling_word};
 use sworn_chain::{Chain, Intent, Receipt, Sender, SenderOptions, Store};
 use sworn_isa::Sampling;
 use sworn_model::Model;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Where a slashed bond's burned part goes.
 pub const BURN: Address = alloy::primitives::address!("000000000000000000000000000000000000dEaD");
@@ -359,9 +360,13 @@ impl Devnet {
     /// # Errors
     /// The chain does not answer.
     pub async fn settle(&self) -> Result<()> {
+        self.settled().await.map(drop)
+    }
+
+    async fn settled(&self) -> Result<MutexGuard<'_, u64>> {
         let mut floor = self.floor.lock().await;
         *floor = self.chain.head().await.map_err(DevnetError::other)?.number;
-        Ok(())
+        Ok(floor)
     }
 
     /// Lets the chain's clock jump. Reorganisations do not reach back behind the jump: they would undo what took minutes.
@@ -369,13 +374,30 @@ impl Devnet {
     /// # Errors
     /// The chain refuses.
     pub async fn skip(&self, seconds: u64) -> Result<()> {
-        let mut floor = self.floor.lock().await;
-        *floor = self.chain.head().await.map_err(DevnetError::other)?.number;
-        let client = self.chain.provider().client();
-        let jumped: std::result::Result<serde_json::Value, _> = client.request("evm_increaseTime", (seconds,)).await;
-        jumped.map_err(DevnetError::other)?;
-        let mined: std::result::Result<serde_json::Value, _> = client.request("evm_mine", ()).await;
-        mined.map_err(DevnetError::other).map(drop)
+        let _floor = self.settled().await?;
+        ask(self.chain.provider(), "evm_increaseTime", json!([seconds])).await?;
+        ask(self.chain.provider(), "evm_mine", json!([])).await.map(drop)
+    }
+
+    /// Makes so many blocks, seconds apart.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn mine(&self, blocks: u64) -> Result<()> {
+        ask(self.chain.provider(), "anvil_mine", json!([blocks, 1])).await.map(drop)
+    }
+
+    /// Replaces the blocks since something came true by empty ones.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn undo(&self, holds: impl AsyncFn(u64) -> Result<bool>) -> Result<()> {
+        let head = self.chain.head().await.map_err(DevnetError::other)?.number;
+        let mut last = head;
+        while holds(last).await? {
+            last -= 1;
+        }
+        ask(self.chain.provider(), "anvil_reorg", json!([head - last, []])).await.map(drop)
     }
 
     /// Tokens that the actors and the contracts hold, and tokens that were burned.
@@ -402,9 +424,12 @@ impl Devnet {
 
 async fn fund(provider: &impl Provider, who: Address) -> Result<()> {
     let ether = U256::from(1_000_000_000_000_000_000_000u128);
-    let set: std::result::Result<serde_json::Value, _> =
-        provider.client().request("anvil_setBalance", (who, ether)).await;
-    set.map_err(DevnetError::other).map(drop)
+    ask(provider, "anvil_setBalance", json!([who, ether])).await.map(drop)
+}
+
+/// What the chain's server says to a method of its own.
+pub(crate) async fn ask(provider: &impl Provider, method: &'static str, params: Value) -> Result<Value> {
+    provider.client().request(method, params).await.map_err(DevnetError::other)
 }
 
 /// Somebody with a key and money.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
 use crate::devnet::DevnetError;
-use crate::process::Process;
+use crate::process::{Process, unpoisoned};
 
 /// Heads that are remembered.
 const OLD: usize = 4;
@@ -103,12 +103,12 @@ impl FaultyRpc {
 
     /// From now on a request kills its client, so many times.
     pub fn kills(&self, client: Arc<Process>, times: u32) {
-        self.shared.state().victim = Some((client, times));
+        unpoisoned(&self.shared.state).victim = Some((client, times));
     }
 
     /// The faults so far, by kind.
     pub fn met(&self) -> BTreeMap<&'static str, u64> {
-        self.shared.state().met.clone()
+        unpoisoned(&self.shared.state).met.clone()
     }
 }
 
@@ -119,10 +119,6 @@ impl Drop for FaultyRpc {
 }
 
 impl Shared {
-    fn state(&self) -> std::sync::MutexGuard<'_, Faults> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     async fn forward(&self, body: Bytes) -> Result<Bytes, StatusCode> {
         let request = self.http.post(&self.upstream).header(header::CONTENT_TYPE, "application/json").body(body);
         let response = request.send().await.map_err(|_| StatusCode::BAD_GATEWAY)?;
@@ -130,20 +126,20 @@ impl Shared {
     }
 
     fn fate(&self, asked: &Value) -> Fate {
-        let mut s = self.state();
+        let mut s = unpoisoned(&self.state);
         if let Some(death) = s.death(asked) {
             return death;
         }
         if self.calm.load(Ordering::Relaxed) {
             return Fate::Passes;
         }
-        let rarity = s.rarity;
-        if s.rng.random_range(0..rarity) != 0 {
-            return Fate::Passes;
-        }
         if s.outage.is_some_and(|end| Instant::now() < end) {
             *s.met.entry("in an outage").or_default() += 1;
             return Fate::Busy;
+        }
+        let rarity = s.rarity;
+        if s.rng.random_range(0..rarity) != 0 {
+            return Fate::Passes;
         }
         // Rare, since they hold up everything.
         if s.rng.random_range(0..60) == 0 {
@@ -170,7 +166,7 @@ impl Shared {
 
     fn remember(&self, asked: &Value, said: &[u8]) {
         if let Some(head) = is_head(asked).then(|| serde_json::from_slice(said).ok()).flatten() {
-            let mut s = self.state();
+            let mut s = unpoisoned(&self.state);
             s.heads.push_back(head);
             if s.heads.len() > OLD {
                 s.heads.pop_front();

@@ -28,7 +28,8 @@ struct Running {
     starts: u32,
 }
 
-fn unpoisoned<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+/// What a mutex holds, whoever panicked with it.
+pub(crate) fn unpoisoned<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -5,9 +5,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use alloy::primitives::{Address, U256};
+use alloy::primitives::{Address, B256, U256};
 use serde_json::Value;
-use sworn_bindings::{IERC20, IMarket, INodes, JobState};
+use sworn_bindings::IChallenges::{IChallengesEvents, OpeningState};
+use sworn_bindings::{Event, IERC20, IMarket, INodes, JobState, opening_id};
 use sworn_isa::Sampling;
 use sworn_model::{Model, SyntheticSpec, synthetic};
 
@@ -376,16 +377,35 @@ impl Stage {
         job: u64,
         patience: Duration,
     ) -> Result<()> {
+        let submitted = self.to_the_withdrawal(liar, told, job, patience).await?;
+        self.until(job, JobState::Slashed, Duration::ZERO).await?;
+        self.settle_slash(&submitted).await
+    }
+
+    /// Follows a challenge, letting turns pass, until the watcher tells that it has withdrawn; the job as it was submitted.
+    ///
+    /// # Errors
+    /// It does not come to that in time.
+    pub async fn to_the_withdrawal(
+        &self,
+        liar: &Process,
+        told: impl Fn() -> Vec<Value>,
+        job: u64,
+        patience: Duration,
+    ) -> Result<IMarket::Job> {
         let start = Instant::now();
         let submitted =
             self.until(job, JobState::Submitted, patience).await.map_err(|e| liar.complaint(&e.to_string()))?;
-        let mut demanded: Option<Instant> = None;
+        let mut demanded: Option<(Instant, B256)> = None;
         let mut read = 0;
         loop {
             let all = told();
             for event in &all[read..] {
                 match event["event"].as_str().unwrap_or_default() {
-                    "demanded" => demanded = Some(Instant::now()),
+                    "demanded" => {
+                        let tx = event["tx"].as_str().and_then(|tx| tx.parse().ok());
+                        demanded = tx.map(|tx| (Instant::now(), tx));
+                    }
                     "answered" => demanded = None,
                     "proven" => self.skip_challenger_turn().await?,
                     "self_check_failed" => return Err(DevnetError::other(event)),
@@ -393,22 +413,34 @@ impl Stage {
                 }
             }
             read = all.len();
-            if demanded.is_some_and(|d| d.elapsed() > SILENCE) {
+            if let Some((_, tx)) = demanded.filter(|(at, _)| at.elapsed() > SILENCE) {
                 demanded = None;
-                self.skip_node_turn().await?;
+                // The watcher may only not have heard of the answer yet.
+                if self.waits_for_answer(tx).await? {
+                    self.skip_node_turn().await?;
+                }
             }
             if all.iter().any(|e| e["event"] == "withdrawn") {
-                break;
+                return Ok(submitted);
             }
             if start.elapsed() > patience {
                 return Err(DevnetError::other("the challenge does not end"));
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        // A reorganisation may still take back what was told.
-        self.until(job, JobState::Slashed, patience).await?;
-        let settled = async || self.settle_slash(&submitted).await;
-        eventually(patience.saturating_sub(start.elapsed()), settled).await
+    }
+
+    /// Whether what a transaction demanded is unanswered on chain.
+    async fn waits_for_answer(&self, tx: B256) -> Result<bool> {
+        // A reorganisation may have taken the demand back: the watcher tells of it again.
+        let events = self.net.chain.events_of(tx).await.unwrap_or_default();
+        let demand = events.into_iter().find_map(|e| match e {
+            Event::Challenges(IChallengesEvents::Demanded(e)) => Some(opening_id(e.jobId, &e.target)),
+            _ => None,
+        });
+        let Some(opening) = demand else { return Ok(false) };
+        let opening = self.net.chain.challenges().opening(opening).call().await.map_err(DevnetError::other)?;
+        Ok(opening.state == OpeningState::Demanded)
     }
 
     /// Lets the node's turn pass.

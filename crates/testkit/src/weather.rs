@@ -1,17 +1,17 @@
 //! What befalls a chain: reorganisations up to 64 deep that lose their transactions, a lost mempool, fees a hundredfold, no blocks for a while.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use alloy::providers::Provider;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 use sworn_chain::Chain;
 use tokio::task::JoinHandle;
 
-use crate::devnet::{Devnet, DevnetError};
+use crate::devnet::{Devnet, DevnetError, ask};
+use crate::process::unpoisoned;
 
 /// Deepest reorganisation.
 const DEEPEST: u64 = 64;
@@ -35,7 +35,7 @@ impl Weather {
                 let floor = floor.lock().await;
                 // A devnet that ends takes its weather along.
                 if let Ok(kind) = trouble(&chain, *floor, &mut rng).await {
-                    *log.lock().unwrap_or_else(PoisonError::into_inner).entry(kind).or_default() += 1;
+                    *unpoisoned(&log).entry(kind).or_default() += 1;
                 }
             }
         });
@@ -44,7 +44,7 @@ impl Weather {
 
     /// The troubles so far, by kind.
     pub fn met(&self) -> BTreeMap<&'static str, u64> {
-        self.met.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        unpoisoned(&self.met).clone()
     }
 }
 
@@ -55,9 +55,7 @@ impl Drop for Weather {
 }
 
 async fn trouble(chain: &Chain, floor: u64, rng: &mut StdRng) -> Result<&'static str, DevnetError> {
-    let ask = async |method: &'static str, params: Value| -> Result<Value, DevnetError> {
-        chain.provider().client().request(method, params).await.map_err(DevnetError::other)
-    };
+    let ask = async |method: &'static str, params: Value| ask(chain.provider(), method, params).await;
     match rng.random_range(0..5) {
         0 | 1 => {
             let head = chain.head().await.map_err(DevnetError::other)?.number;

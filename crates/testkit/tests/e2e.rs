@@ -12,7 +12,7 @@ use serde_json::Value;
 use sworn_bindings::JobState;
 use sworn_engine::{Backend, Cpu};
 use sworn_model::{Message, Model};
-use sworn_testkit::devnet::PURSE;
+use sworn_testkit::devnet::{DevnetError, PURSE};
 use sworn_testkit::liar::perturb;
 use sworn_testkit::process::Process;
 use sworn_testkit::scenario::Stage;
@@ -291,6 +291,32 @@ async fn a_restarted_watcher_goes_on() {
     let count = |name: &str| told.iter().filter(|e| e["event"] == name).count();
     assert_eq!((count("announced"), count("proven")), (1, 1));
     stage.settle_slash(&submitted).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slash_that_a_reorganisation_takes_back_comes_again() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR", "--seed", "17"]).await.unwrap();
+    // The job is much older than its end.
+    liar.hold(true).unwrap();
+    let job = stage.ask(&prompt(), 8).await.unwrap();
+    stage.net.mine(sworn_chain::REACH + 20).await.unwrap();
+    liar.hold(false).unwrap();
+    stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
+    for _ in 0..2 {
+        let mut watcher = stage.watch(&["--once"]).unwrap();
+        let slashed = stage.to_the_slash(&liar, || watcher.events(), job, PATIENCE).await;
+        slashed.unwrap_or_else(|e| panic!("{e}\n{}\n{}", watcher.complaint(""), liar.complaint("")));
+        // Nothing is left to do, as far as it can know.
+        watcher.ended(PATIENCE).await.unwrap();
+        let market = stage.net.chain.market();
+        let is_slashed = async |block: u64| {
+            let job = market.job(U256::from(job)).block(block.into()).call().await.map_err(DevnetError::other)?;
+            Ok(job.state == JobState::Slashed)
+        };
+        stage.net.undo(is_slashed).await.unwrap();
+        assert_eq!(stage.job(job).await.unwrap().state, JobState::Submitted);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

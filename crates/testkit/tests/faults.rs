@@ -148,7 +148,7 @@ impl Game {
         let weather = Weather::start(&self.stage.net, self.seed, self.plan.weather);
         let outcome = async {
             match self.plan.lie {
-                Some(_) => self.stage.to_the_slash(&self.nodes[0], || self.told(), job, PATIENCE).await,
+                Some(_) => self.to_the_slash(job).await,
                 None => self.to_the_pay(job).await,
             }
         };
@@ -164,6 +164,13 @@ impl Game {
         *met.entry("full disks").or_default() += u64::from(self.plan.full_disks);
         *met.entry("twins").or_default() += u64::from(self.plan.twins);
         Ok(met)
+    }
+
+    async fn to_the_slash(&self, job: u64) -> Result<()> {
+        let submitted = self.stage.to_the_withdrawal(&self.nodes[0], || self.told(), job, PATIENCE).await?;
+        // A reorganisation may still take back what was told.
+        self.stage.until(job, JobState::Slashed, PATIENCE).await?;
+        eventually(PATIENCE, async || self.stage.settle_slash(&submitted).await).await
     }
 
     async fn to_the_pay(&self, job: u64) -> Result<()> {

@@ -16,7 +16,7 @@ use alloy::sol_types::SolCall;
 use sworn_bindings::IChallenges::IChallengesEvents;
 use sworn_bindings::IMarket::IMarketEvents;
 use sworn_bindings::{Deployment, Event, IERC20, run_params};
-use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, Receipt, Seen, Sender, SenderOptions, Store};
+use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, REACH, Receipt, Seen, Sender, SenderOptions, Store};
 use sworn_commit::witness::Claim;
 use sworn_commit::{Hash, TraceTree, sequence};
 use sworn_engine::Backend;
@@ -39,9 +39,8 @@ use crate::{Result, WatchError};
 const ANNOUNCEMENTS: &str = "watch/announcements";
 /// Tokens of receipts that this watcher lodged.
 const ANSWERS: &str = "watch/answers";
+/// The block from which the next process reads.
 const CHECKPOINT: &str = "watch/checkpoint";
-/// Blocks before the oldest open job that are read again after a restart, in case the chain was reorganised meanwhile.
-const OVERLAP: u64 = 64;
 /// Times the node is asked for its trace before the interactive descent begins.
 const SERVED_TRIES: u32 = 2;
 
@@ -116,7 +115,7 @@ pub async fn watch(
     let chain = Chain::connect(&config.rpc, config.deployment.clone()).await?;
     let store = Store::open(config.state.join("watch.redb"), &chain)?;
     let checkpoint: u64 = store.get(CHECKPOINT, "block")?.unwrap_or(0);
-    let from = config.deployment.block.max(checkpoint.saturating_sub(OVERLAP));
+    let from = config.deployment.block.max(checkpoint.saturating_sub(REACH));
     let chain = Chain::connect(&config.rpc, Deployment { block: from, ..config.deployment.clone() }).await?;
 
     let sender =
@@ -140,6 +139,7 @@ pub async fn watch(
         margin,
         jobs: BTreeMap::new(),
         batches: BTreeMap::new(),
+        ended: Vec::new(),
         times: HashMap::new(),
         served: Served::default(),
         cores: Arc::new(Semaphore::new(1)),
@@ -227,6 +227,8 @@ struct Watcher<F> {
     margin: u64,
     jobs: BTreeMap<u64, Job>,
     batches: BTreeMap<u64, Batch>,
+    /// The blocks in which jobs and batches came, and those in which they ended, as long as a reorganisation may take the end back.
+    ended: Vec<(u64, u64)>,
     /// Timestamps of blocks with answers.
     times: HashMap<u64, u64>,
     served: Served,
@@ -354,11 +356,12 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 continue;
             };
             let batch = cursor.poll().await?;
-            if batch.reorganised {
+            if batch.replaced.is_some() {
                 // Everything is rebuilt from the new chain.
                 self.generation += 1;
                 self.jobs.clear();
                 self.batches.clear();
+                self.ended.clear();
                 self.times.clear();
                 self.caught_up = false;
                 self.cursor = None;
@@ -510,9 +513,11 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
 
     /// Remembers from where the next process must read.
     fn checkpoint(&mut self, head: Head) -> Result<()> {
-        self.jobs.retain(|_, j| !j.done);
+        self.ended.extend(self.jobs.extract_if(.., |_, j| j.done).map(|(_, j)| (j.created, head.number)));
+        self.ended.retain(|(_, at)| at.saturating_add(REACH) >= head.number);
         let (jobs, batches) = (self.jobs.values().map(|j| j.created), self.batches.values().map(|b| b.block));
-        let oldest = jobs.chain(batches).min().unwrap_or(head.number);
+        let ended = self.ended.iter().map(|(created, _)| *created);
+        let oldest = jobs.chain(batches).chain(ended).min().unwrap_or(head.number);
         if oldest > self.checkpoint_at {
             self.store.put(CHECKPOINT, "block", &oldest)?;
             self.checkpoint_at = oldest;
@@ -527,7 +532,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
 
     fn send_challenges<C: SolCall>(&mut self, id: u64, key: String, call: &C, purpose: Purpose) {
         let deadline = self.jobs.get(&id).and_then(|j| j.game.as_ref()?.next_deadline(self.now));
-        let intent = Intent { deadline, ..Intent::call(key, self.config.deployment.challenges, call) };
+        let intent = Intent::call(key, self.config.deployment.challenges, call).by(deadline);
         self.send(Subject::Job(id), intent, purpose);
     }
 

@@ -168,6 +168,17 @@ impl Devnet {
         self.rpc("evm_mine", json!([])).await;
     }
 
+    /// Replaces the blocks since something came true by empty ones.
+    pub async fn undo(&self, chain: &Chain, holds: impl AsyncFn(u64) -> bool) {
+        let head = chain.head().await.unwrap().number;
+        let mut last = head;
+        while holds(last).await {
+            last -= 1;
+        }
+        assert!(last < head, "it never came true");
+        self.rpc("anvil_reorg", json!([head - last, []])).await;
+    }
+
     /// A new account with gas money and `tokens` of the payment token, in wei.
     pub async fn account(&self, tokens: u128) -> PrivateKeySigner {
         let key = PrivateKeySigner::random();

@@ -122,6 +122,12 @@ impl Channels {
         unpoisoned(&self.views).remove(&channel);
     }
 
+    /// What was known of the chain is so no more.
+    pub(crate) fn forget_chain(&self) {
+        unpoisoned(&self.views).clear();
+        unpoisoned(&self.claimed).clear();
+    }
+
     /// A channel to this node, as the chain has it.
     async fn view(&self, channel: B256) -> Result<IChannels::Channel, Refusal> {
         let known =

@@ -204,7 +204,7 @@ impl Ledger {
         Ok(self.store.put(WANTED, &format!("{}/{}", w.batch, receipt_key(w.channel, w.sequence)), w)?)
     }
 
-    /// Forgets a batch that is over and what was asked for of it; the names of its answers' traces.
+    /// Forgets a batch that has ended and what was asked for of it; the names of its answers' traces.
     pub(crate) fn forget_batch(&self, batch: &BatchRecord) -> Result<Vec<U256>> {
         let mut changes = Changes::default().remove(BATCHES, batch.batch.to_string());
         for w in self.wanted()?.into_iter().filter(|w| w.batch == batch.batch) {

@@ -7,7 +7,7 @@ use alloy::sol_types::SolValue;
 use serde::{Deserialize, Serialize};
 use sworn_bindings::IChannels::{self, BatchState, DemandState, IChannelsEvents};
 use sworn_bindings::{ChannelState, Event, ITrials, Part, Redemption};
-use sworn_chain::Intent;
+use sworn_chain::{Batch, Head, Intent};
 use sworn_receipts::{place, receipts_tree};
 
 use super::record::{BookRecord, ReceiptRecord};
@@ -20,16 +20,19 @@ const PARTS: usize = 64;
 /// Receipts of one channel in one batch: bounds the work of showing one of them.
 const RECEIPTS: u64 = 4_096;
 
-/// A batch that is neither paid nor void, as its event told it.
+/// A batch, as its event told it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct BatchRecord {
     pub(crate) batch: U256,
     parts: Bytes,
+    /// It is paid or void: the latest block when that was seen.
+    #[serde(default)]
+    pub(crate) ended: Option<u64>,
 }
 
 impl BatchRecord {
     pub(crate) fn of(e: &IChannels::BatchRedeemed) -> Self {
-        BatchRecord { batch: e.batchId, parts: e.parts.abi_encode().into() }
+        BatchRecord { batch: e.batchId, parts: e.parts.abi_encode().into(), ended: None }
     }
 
     pub(crate) fn parts(&self) -> Vec<Part> {
@@ -93,8 +96,8 @@ pub enum Step {
     Redeem,
     /// Collect a batch.
     Release(U256),
-    /// Forget a batch: nothing can follow.
-    Forget(U256),
+    /// Put a batch aside: nothing can follow, but for a reorganisation.
+    Close(U256),
     /// Move what is owed to the account.
     Withdraw,
 }
@@ -113,7 +116,7 @@ pub(crate) fn decide(view: &View) -> Vec<Step> {
     for b in &view.batches {
         match b.state {
             BatchState::Pending if b.quiet && view.now > b.end => steps.push(Step::Release(b.batch)),
-            BatchState::Released | BatchState::Void => steps.push(Step::Forget(b.batch)),
+            BatchState::Released | BatchState::Void => steps.push(Step::Close(b.batch)),
             // Unknown: an RPC server that is a block behind, or a reorganisation that may bring it back.
             _ => {}
         }
@@ -152,6 +155,34 @@ impl Shared {
         Ok(true)
     }
 
+    /// Takes up again what a reorganisation may have taken back, and lets go of what none will.
+    pub(crate) fn reconsider_channels(&self, news: &Batch) -> Result<()> {
+        let Some(channels) = &self.channels else { return Ok(()) };
+        if news.replaced.is_some() {
+            channels.forget_chain();
+        }
+        for record in channels.ledger.batches()? {
+            match record.ended {
+                Some(at) if news.undoes(at) => channels.ledger.put_batch(&BatchRecord { ended: None, ..record })?,
+                Some(at) if news.buries(at) => {
+                    let names = channels.ledger.forget_batch(&record)?;
+                    names.into_iter().for_each(|name| self.journal.remove_trace(name));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a batch aside that is paid or void.
+    pub(crate) fn close_batch(&self, batch: U256, head: Head) -> Result<()> {
+        let Some(channels) = &self.channels else { return Ok(()) };
+        match channels.ledger.batch(batch)? {
+            Some(record) => channels.ledger.put_batch(&BatchRecord { ended: Some(head.number), ..record }),
+            None => Ok(()),
+        }
+    }
+
     /// A receipt of this node that is on trial, as a job: from here on its demands are answered like a job's.
     pub(crate) fn lodged(&self, e: &ITrials::ReceiptLodged) -> Result<Option<JobRecord>> {
         let Some(channels) = self.channels.as_ref().filter(|_| e.node == self.sender.account()) else {
@@ -168,7 +199,7 @@ impl Shared {
         let (job, answer) = (crate::Job { id: e.jobId, ..job }, record.answer());
         let deadline = e.deadline.to();
         self.sink.emit(NodeEvent::Lodged { job: job.id, channel: r.channelId, sequence: r.sequence, deadline });
-        Ok(Some(JobRecord { job, answer: Some(AnswerRecord { ..answer }), mine: true, deadline: None, closed: false }))
+        Ok(Some(JobRecord { job, answer: Some(AnswerRecord { ..answer }), mine: true, deadline: None, ended: None }))
     }
 
     /// Joins journal and chain.
@@ -176,14 +207,16 @@ impl Shared {
         let Some(channels) = &self.channels else { return Ok(View { now, ..View::default() }) };
         let contract = self.sender.chain().channels();
         let owing = self.owing().await?;
+        let pending: Vec<BatchRecord> = channels.ledger.batches()?.into_iter().filter(|b| b.ended.is_none()).collect();
         let mut batches = Vec::new();
-        for record in channels.ledger.batches()? {
+        for record in &pending {
             let b = contract.batch(record.batch).call().await.map_err(failed)?;
             let quiet = b.unanswered.is_zero() && b.openTrials.is_zero();
             batches.push(Pending { batch: record.batch, state: b.state, end: b.lodgeEnd.to(), quiet });
         }
         let mut wanted = Vec::new();
-        for w in channels.ledger.wanted()? {
+        let is_pending = |w: &WantedRecord| pending.iter().any(|b| b.batch == w.batch);
+        for w in channels.ledger.wanted()?.into_iter().filter(is_pending) {
             let demand = contract.receiptDemand(w.batch, w.channel, w.sequence).call().await.map_err(failed)?;
             let record = channels.ledger.receipt(w.channel, w.sequence)?;
             let shown = record.is_some_and(|r| self.conduct.publishes(&r.answered.signed.receipt));
@@ -225,7 +258,6 @@ impl Shared {
 
     /// Does a step.
     pub(crate) async fn perform_channel(self: &Arc<Self>, step: Step) -> Result<()> {
-        let Some(channels) = &self.channels else { return Ok(()) };
         let contract = self.sender.chain().deployment().channels;
         match step {
             Step::Redeem => self.redeem(contract).await,
@@ -236,13 +268,8 @@ impl Shared {
                 Ok(())
             }
             Step::Publish { batch, channel, sequence } => self.publish(contract, batch, channel, sequence).await,
-            Step::Forget(batch) => {
-                if let Some(record) = channels.ledger.batch(batch)? {
-                    let names = channels.ledger.forget_batch(&record)?;
-                    names.into_iter().for_each(|name| self.journal.remove_trace(name));
-                }
-                Ok(())
-            }
+            // Done by the agent itself: it knows the latest block.
+            Step::Close(_) => Ok(()),
             Step::Withdraw => {
                 let me = self.sender.account();
                 let amount = self.sender.chain().channels().balanceOf(me).call().await.map_err(failed)?;
@@ -320,7 +347,7 @@ impl Shared {
             let key = format!("publish/{batch}/{channel}/{sequence}");
             let wanted = channels.ledger.wanted()?;
             let wanted = wanted.iter().find(|w| (w.batch, w.channel, w.sequence) == (batch, channel, sequence));
-            Ok(Some(Intent { deadline: wanted.map(|w| w.deadline), ..Intent::call(key, contract, &call) }))
+            Ok(Some(Intent::call(key, contract, &call).by(wanted.map(|w| w.deadline))))
         })
         .await?;
         let Some(intent) = intent else { return Ok(()) };
@@ -358,8 +385,8 @@ mod tests {
         assert_eq!(at(50, batch(BatchState::Pending, true)), []);
         assert_eq!(at(51, batch(BatchState::Pending, true)), [Step::Release(id)]);
         assert_eq!(at(51, batch(BatchState::Pending, false)), []);
-        assert_eq!(at(9, batch(BatchState::Released, true)), [Step::Forget(id)]);
-        assert_eq!(at(9, batch(BatchState::Void, false)), [Step::Forget(id)]);
+        assert_eq!(at(9, batch(BatchState::Released, true)), [Step::Close(id)]);
+        assert_eq!(at(9, batch(BatchState::Void, false)), [Step::Close(id)]);
         assert_eq!(at(99, batch(BatchState::None, true)), []);
     }
 

@@ -49,8 +49,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.tell(WatcherEvent::BatchSeen { batch: id, node: e.node, receipts, amount: e.amount.to_string() });
                 self.batches.insert(id, batch);
             }
-            IChannelsEvents::BatchReleased(e) => self.batch_over(e.batchId, true),
-            IChannelsEvents::BatchVoid(e) => self.batch_over(e.batchId, false),
+            IChannelsEvents::BatchReleased(e) => self.batch_over(e.batchId, true, seen.block),
+            IChannelsEvents::BatchVoid(e) => self.batch_over(e.batchId, false, seen.block),
             IChannelsEvents::ReceiptDemanded(e) => {
                 if let Some(sheet) = self.batches.get_mut(&job_number(e.batchId)).and_then(|b| b.sheet(e.channelId)) {
                     sheet.wanted.insert(e.sequence, Wanted { payer: e.payer, deadline: e.deadline.to() });
@@ -76,7 +76,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 if !self.jobs.values().any(|j| j.receipt.is_some() && j.node == e.node) {
                     self.rewarded = self.batches.values().find(|b| b.node == e.node).map(|b| job_number(b.id));
                 }
-                self.batches.retain(|_, b| b.node != e.node);
+                let void = self.batches.extract_if(.., |_, b| b.node == e.node);
+                self.ended.extend(void.map(|(_, b)| (b.block, seen.block)));
                 for job in self.jobs.values_mut().filter(|j| j.receipt.is_some() && j.node == e.node) {
                     job.reward = e.reward;
                 }
@@ -95,8 +96,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         }
     }
 
-    fn batch_over(&mut self, id: U256, released: bool) {
+    fn batch_over(&mut self, id: U256, released: bool, block: u64) {
         if let Some(b) = self.batches.remove(&job_number(id)) {
+            self.ended.push((b.block, block));
             if !released {
                 self.rewarded = Some(job_number(id));
             }
