@@ -175,6 +175,7 @@ impl Node {
         resumed.abort();
         let last = async { while self.tasks.join_next().await.is_some() {} };
         let _ = tokio::time::timeout(FAREWELL, last).await;
+        shared.excuse();
         if let Some(server) = server {
             let _ = tokio::time::timeout(FAREWELL, server).await;
         }

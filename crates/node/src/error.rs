@@ -26,6 +26,16 @@ pub enum Error {
         /// its model
         model: B256,
     },
+    /// executions that ended the process
+    #[error(
+        "job {job} ended the process {deaths} times while it was executed: it is not tried again. Is the memory too small for its prompt? Ask for fewer tokens a job (`--max-tokens`)"
+    )]
+    Deadly {
+        /// the job
+        job: U256,
+        /// how often
+        deaths: u64,
+    },
     /// the model is unknown to the chain
     #[error("model {0} is not registered on this chain: register it first (`sworn model register`)")]
     Unregistered(B256),

@@ -168,8 +168,30 @@ impl Journal {
             .find_map(|n| HeadOpening::verify(&bytes, &dims, n, tokens, &trace.layers_root()).ok())
     }
 
+    fn running_path(&self, id: U256) -> PathBuf {
+        self.traces.join(format!("{id}.running"))
+    }
+
+    /// How often an execution of this job began and neither succeeded nor failed: each time the process ended with it.
+    pub(crate) fn deaths(&self, id: U256) -> u64 {
+        fs::metadata(self.running_path(id)).map_or(0, |m| m.len())
+    }
+
+    /// An execution begins. A byte per time, which a process that is killed leaves behind.
+    pub(crate) fn begin(&self, id: U256) -> Result<()> {
+        let path = self.running_path(id);
+        let write = || fs::File::options().create(true).append(true).open(&path)?.write_all(b".");
+        write().map_err(|source| Error::File { path: path.clone(), source })
+    }
+
+    /// An execution is over, well or not.
+    pub(crate) fn end(&self, id: U256) {
+        let _ = fs::remove_file(self.running_path(id));
+    }
+
     pub(crate) fn remove_trace(&self, id: U256) {
         let _ = fs::remove_file(self.trace_path(id));
         let _ = fs::remove_file(self.log_probs_path(id));
+        self.end(id);
     }
 }

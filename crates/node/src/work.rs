@@ -21,6 +21,9 @@ use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Resul
 /// Recomputations for demands at a time. Those for HTTP have a place of their own, so that visitors cannot delay an answer.
 const ANSWERS: usize = 2;
 
+/// An execution that has ended the process so often is not tried again.
+pub(crate) const DEADLY: u64 = 3;
+
 /// What the agent's tasks and the HTTP side share.
 pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
@@ -135,6 +138,11 @@ impl Shared {
             .for_each(|(_, c)| c.store(true, Ordering::Relaxed));
     }
 
+    /// Executions that an orderly end of the process cuts off are not what ended it.
+    pub(crate) fn excuse(&self) {
+        unpoisoned(&self.cancels).keys().for_each(|id| self.journal.end(*id));
+    }
+
     /// Jobs that are executed now.
     pub(crate) fn executing(&self) -> usize {
         unpoisoned(&self.cancels).len()
@@ -228,7 +236,13 @@ impl Shared {
     }
 
     async fn execute(self: &Arc<Self>, id: U256) -> Result<()> {
-        let _permit = self.executions.acquire().await;
+        let deaths = self.journal.deaths(id);
+        if deaths >= DEADLY {
+            return Err(Error::Deadly { job: id, deaths });
+        }
+        // What may have ended the process is tried again alone, so that no other job is blamed for it.
+        let places = if deaths == 0 { 1 } else { self.config.workers.max(1) };
+        let _permit = self.executions.acquire_many(places as u32).await;
         let Some(record) = self.journal.job(id)?.filter(|r| r.answer.is_none()) else { return Ok(()) };
         let cancel = Arc::new(AtomicBool::new(false));
         unpoisoned(&self.cancels).insert(id, cancel.clone());
@@ -236,7 +250,10 @@ impl Shared {
         let start = Instant::now();
         let (shared, job) = (self.clone(), record.job.clone());
         let done = blocking(move || {
-            let done = shared.prover.execute(&job, &cancel)?;
+            shared.journal.begin(job.id)?;
+            let done = shared.prover.execute(&job, &cancel);
+            shared.journal.end(job.id);
+            let done = done?;
             // Before the journal says that the job is executed, so that no crash leaves an answer without its trace for long.
             shared.journal.put_trace(job.id, &done.trace)?;
             shared.keep_log_probs(&job, &done.trace, &done.log_probs);

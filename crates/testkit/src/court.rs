@@ -38,6 +38,8 @@ pub struct Court {
     pub market: Address,
     /// Challenges.
     pub challenges: Address,
+    /// The model that was registered last.
+    pub model: B256,
 }
 
 /// What a call did.
@@ -76,6 +78,7 @@ impl Court {
             nodes: zero,
             market: zero,
             challenges: zero,
+            model: B256::ZERO,
         };
         w.token = w.create("DevToken", Vec::new());
         let verifier = w.create("StepVerifier", Vec::new());
@@ -179,6 +182,7 @@ impl Court {
 
     /// Registers a model, and the node with plenty of stake and a price.
     pub fn register(&mut self, model: &Model) {
+        self.model = model.id().into();
         let call = IModels::registerCall {
             manifest: model.manifest().encode().into(),
             program: model.program().encode().into(),
@@ -187,8 +191,7 @@ impl Court {
         self.send(NODE, self.models, &call);
         self.send(NODE, self.nodes, &INodes::configureCall { endpoint: "http://node".into(), capacity: 10_000 });
         self.send(NODE, self.nodes, &INodes::depositCall { amount: 1 << 90 });
-        let ask =
-            INodes::setAskCall { modelId: model.id().into(), perInputToken: 1, perOutputToken: 2, maxTokens: 8192 };
+        let ask = INodes::setAskCall { modelId: self.model, perInputToken: 1, perOutputToken: 2, maxTokens: 8192 };
         self.send(NODE, self.nodes, &ask);
     }
 

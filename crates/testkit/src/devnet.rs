@@ -13,6 +13,7 @@ use alloy::rpc::types::TransactionRequest;
 use alloy::signers::k256::elliptic_curve::rand_core::OsRng;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolValue};
+use rand::Rng;
 use serde_json::{Value, json};
 use sworn_bindings::{Deployment, IChallenges, IChannels, IDevToken, IMarket, IModels, sampling_word};
 use sworn_chain::{Chain, Intent, Receipt, Sender, SenderOptions, Store};
@@ -163,13 +164,15 @@ fn anvil_binary() -> Result<PathBuf> {
     found.into_iter().find(|p| p.is_file()).ok_or(DevnetError::Anvil(packages))
 }
 
-/// A port that nobody listens on now.
+/// A port that nobody listens on now, and that the system gives to no connection until somebody does: below those it chooses itself.
 ///
 /// # Errors
-/// The system has none.
+/// There is none.
 pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind("127.0.0.1:0").map_err(DevnetError::other)?;
-    Ok(listener.local_addr().map_err(DevnetError::other)?.port())
+    let mut rng = rand::rng();
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let found = (0..1_000).map(|_| rng.random_range(10_000..32_000)).find(free);
+    found.ok_or_else(|| DevnetError::other("no port is free"))
 }
 
 /// A child process that does not outlive its owner.

@@ -1,7 +1,7 @@
 //! One challenge before the contracts in memory, and those who meddle with it: whatever the rules forbid is tried while it runs, and must
 //! be refused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::sol_types::SolCall;
@@ -14,6 +14,7 @@ use sworn_watcher::game::{Kind, Target};
 use sworn_watcher::solver::Demand;
 use sworn_watcher::{demand_call, sol_target};
 
+use crate::actors::Trick;
 use crate::court::{Court, NODE, USER, WATCHER};
 use crate::table::TURN;
 
@@ -33,10 +34,14 @@ pub struct Hearing<'c> {
     pub gas: u64,
     /// How often the node answered.
     pub answers: u32,
-    /// Chooses what is tried against the rules; none: nothing is.
-    meddler: Option<StdRng>,
-    /// How often that was refused.
+    /// What is tried against the rules.
+    tricks: Vec<Trick>,
+    /// Chooses among them, and how.
+    rng: StdRng,
+    /// How often something was tried, and refused.
     pub refused: u64,
+    /// What it was.
+    pub tried: BTreeSet<Trick>,
 }
 
 impl<'c> Hearing<'c> {
@@ -53,14 +58,20 @@ impl<'c> Hearing<'c> {
             last: None,
             gas: 0,
             answers: 0,
-            meddler: None,
+            tricks: Vec::new(),
+            rng: StdRng::seed_from_u64(0),
             refused: 0,
+            tried: BTreeSet::new(),
         }
     }
 
-    /// Lets somebody meddle, as a seed says.
-    pub fn meddled(&mut self, seed: u64) {
-        self.meddler = Some(StdRng::seed_from_u64(seed));
+    /// Lets somebody meddle with these tricks, as a seed says.
+    pub fn meddled(&mut self, seed: u64, tricks: &[Trick]) {
+        (self.tricks, self.rng) = (tricks.to_vec(), StdRng::seed_from_u64(seed));
+    }
+
+    fn tries(&self, trick: Trick) -> bool {
+        self.tricks.contains(&trick)
     }
 
     /// Block and time of a second of the game.
@@ -69,12 +80,16 @@ impl<'c> Hearing<'c> {
         self.court.block.timestamp = self.time + U256::from(now);
     }
 
-    /// Tries what must be refused.
-    fn refuse<C: SolCall>(&mut self, what: &str, from: Address, to: Address, call: &C) {
+    /// Tries what must be refused, if this is tried at all.
+    fn refuse<C: SolCall>(&mut self, trick: Trick, from: Address, to: Address, call: &C) {
+        if !self.tries(trick) {
+            return;
+        }
         if let Ok(done) = self.court.call(from, to, call) {
-            panic!("{what}: {} was allowed, for {} gas", C::SIGNATURE, done.gas);
+            panic!("{}: {} was allowed, for {} gas", trick.what(), C::SIGNATURE, done.gas);
         }
         self.refused += 1;
+        self.tried.insert(trick);
     }
 
     /// Demands an opening.
@@ -84,14 +99,12 @@ impl<'c> Hearing<'c> {
     pub fn demand(&mut self, d: &Demand, payer: Address, now: u64) {
         self.at(now);
         let (call, challenges) = (demand_call(self.job.to(), d), self.court.challenges);
-        if let Some(rng) = &mut self.meddler {
-            let mut other = call.clone();
-            let hashes = other.proof.path.iter_mut().chain([&mut other.proof.nodeHash]);
-            let mut hashes: Vec<_> = hashes.chain(other.proof.opRoots.iter_mut()).collect();
-            let at = rng.random_range(0..hashes.len());
-            hashes[at].0[rng.random_range(0..32)] ^= 1 << rng.random_range(0..8);
-            self.refuse("another node than was committed to", WATCHER, challenges, &other);
-        }
+        let mut other = call.clone();
+        let hashes = other.proof.path.iter_mut().chain([&mut other.proof.nodeHash]);
+        let mut hashes: Vec<_> = hashes.chain(other.proof.opRoots.iter_mut()).collect();
+        let at = self.rng.random_range(0..hashes.len());
+        hashes[at].0[self.rng.random_range(0..32)] ^= 1 << self.rng.random_range(0..8);
+        self.refuse(Trick::DemandsAnotherNode, WATCHER, challenges, &other);
         let done = self.court.call(payer, challenges, &call);
         let done = done.unwrap_or_else(|e| panic!("the contract refuses {:?}: {e}", d.target));
         if payer == WATCHER {
@@ -144,87 +157,128 @@ impl<'c> Hearing<'c> {
         let call = IChallenges::timeoutCall { jobId: self.job, target: sol_target(target) };
         self.gas += self.court.send(WATCHER, self.court.challenges, &call).0;
         assert_eq!(self.state(), JobState::Slashed);
-        if self.meddler.is_some() {
-            self.refuse("a second slash", USER, self.court.challenges, &call);
-            self.over();
-        }
+        self.refuse(Trick::SlashesTwice, USER, self.court.challenges, &call);
+        self.over();
     }
 
     /// One thing that nobody may do now; `open` is what the node has yet to answer, with the right answers.
     pub fn meddle(&mut self, open: &[(Target, Vec<u8>)], now: u64) {
-        let Some(mut rng) = self.meddler.take() else { return };
+        let Some(trick) = self.tricks.choose(&mut self.rng).copied() else { return };
         self.at(now);
-        let (challenges, market, nodes) = (self.court.challenges, self.court.market, self.court.nodes);
-        let job = self.job;
-        let chosen = open.choose(&mut rng).and_then(|(t, data)| Some((*t, self.answer_call(t, data)?)));
-        match (rng.random_range(0..12), chosen) {
-            (0, Some((t, call))) => {
+        let chosen = open.choose(&mut self.rng).and_then(|(t, data)| Some((*t, self.answer_call(t, data)?)));
+        match (trick, chosen) {
+            (_, Some((t, call))) if self.meddle_with_an_answer(trick, t, call.clone()) => {}
+            (Trick::AsksNothing | Trick::AsksRaggedly | Trick::AsksTooMuch, _)
+            | (Trick::Underpays | Trick::AsksForNoToken | Trick::AsksAnUnknownModel, _) => self.ask_badly(trick),
+            _ => self.meddle_with_the_job(trick),
+        }
+        self.at(now);
+    }
+
+    /// Whether the trick is one with an answer that the node owes.
+    fn meddle_with_an_answer(&mut self, trick: Trick, t: Target, mut call: IChallenges::answerCall) -> bool {
+        let challenges = self.court.challenges;
+        match trick {
+            Trick::AnswersLate => {
                 self.court.block.timestamp = U256::from(self.demanded[&t].deadline) + U256::ONE;
-                self.refuse("an answer a second late", NODE, challenges, &call);
+                self.refuse(trick, NODE, challenges, &call);
             }
             // A list of operators is bound by those that are exported alone: the others are the node's word, which it can be held to.
-            (1, Some((t, mut call))) if t.kind != Kind::OpList => {
+            Trick::AnswersGarbage if t.kind != Kind::OpList => {
                 let mut data = call.data.to_vec();
-                let at = rng.random_range(0..data.len());
-                data[at] ^= 1 << rng.random_range(0..8);
+                let at = self.rng.random_range(0..data.len());
+                data[at] ^= 1 << self.rng.random_range(0..8);
                 call.data = data.into();
-                self.refuse("an answer that was not committed to", NODE, challenges, &call);
+                self.refuse(trick, NODE, challenges, &call);
             }
-            (2, Some((_, mut call))) => {
-                call.data = Bytes::copy_from_slice(&call.data[..rng.random_range(0..call.data.len())]);
-                self.refuse("a part of an answer", NODE, challenges, &call);
+            Trick::AnswersPartly => {
+                call.data = Bytes::copy_from_slice(&call.data[..self.rng.random_range(0..call.data.len())]);
+                self.refuse(trick, NODE, challenges, &call);
             }
-            (3, Some((_, mut call))) => {
+            Trick::AnswersAtAnotherLength => {
                 call.byteLength ^= 1;
-                self.refuse("another length than was demanded", NODE, challenges, &call);
+                self.refuse(trick, NODE, challenges, &call);
             }
-            (4, Some((t, _))) => {
+            Trick::TimesOutEarly => {
                 self.court.block.timestamp = U256::from(self.demanded[&t].deadline);
-                let early = IChallenges::timeoutCall { jobId: job, target: sol_target(&t) };
-                self.refuse("a timeout in the last second of the turn", WATCHER, challenges, &early);
+                let early = IChallenges::timeoutCall { jobId: self.job, target: sol_target(&t) };
+                self.refuse(trick, WATCHER, challenges, &early);
             }
-            (5, Some((t, call))) if t.kind == Kind::OpList => {
-                self.refuse("operators told by somebody else", USER, challenges, &call);
-            }
-            (0..6, _) => {
-                if let Some(call) = self.answered.choose(&mut rng).cloned() {
-                    self.refuse("a second answer", NODE, challenges, &call);
+            Trick::AnswersForAnother if t.kind == Kind::OpList => self.refuse(trick, USER, challenges, &call),
+            _ => return false,
+        }
+        true
+    }
+
+    fn meddle_with_the_job(&mut self, trick: Trick) {
+        let (challenges, market, nodes) = (self.court.challenges, self.court.market, self.court.nodes);
+        let job = self.job;
+        match trick {
+            Trick::AnswersTwice => {
+                if let Some(call) = self.answered.choose(&mut self.rng).cloned() {
+                    self.refuse(trick, NODE, challenges, &call);
                 }
             }
-            (6, _) => {
+            Trick::DemandsTwice => {
                 if let Some(call) = self.last.clone() {
-                    self.refuse("the same demand again", USER, challenges, &call);
+                    self.refuse(trick, USER, challenges, &call);
                 }
             }
-            (7, _) => self.refuse("pay before the end", NODE, market, &IMarket::finalizeCall { jobId: job }),
-            (8, _) => self.refuse("a job taken back", USER, market, &IMarket::cancelJobCall { jobId: job }),
-            (9, _) => self.refuse("late, though it is answered", USER, market, &IMarket::expireCall { jobId: job }),
-            (10, _) => {
-                let stake = self.court.send(USER, nodes, &INodes::nodeCall { who: NODE }).1.stake;
-                self.refuse("a stake that is bound", NODE, nodes, &INodes::requestUnstakeCall { amount: stake });
+            Trick::TakesPayEarly => self.refuse(trick, NODE, market, &IMarket::finalizeCall { jobId: job }),
+            Trick::CancelsLate => self.refuse(trick, USER, market, &IMarket::cancelJobCall { jobId: job }),
+            Trick::ExpiresAnAnswer => self.refuse(trick, USER, market, &IMarket::expireCall { jobId: job }),
+            Trick::AcceptsTwice => {
+                let call = IMarket::acceptJobCall { jobId: job, perInputToken: 1, perOutputToken: 2 };
+                self.refuse(trick, NODE, market, &call);
             }
-            _ => {
+            Trick::LeavesEarly => {
+                let stake = self.court.send(USER, nodes, &INodes::nodeCall { who: NODE }).1.stake;
+                self.refuse(trick, NODE, nodes, &INodes::requestUnstakeCall { amount: stake });
+            }
+            Trick::SubmitsTwice => {
                 let again = IMarket::submitResultCall {
                     jobId: job,
                     order: B256::ZERO,
                     outputTokens: vec![0, 0, 0, 5].into(),
                     layersRoot: B256::repeat_byte(1),
                 };
-                self.refuse("a second result", NODE, market, &again);
+                self.refuse(trick, NODE, market, &again);
             }
+            _ => {}
         }
-        self.at(now);
-        self.meddler = Some(rng);
+    }
+
+    /// A purchase that the market does not admit.
+    fn ask_badly(&mut self, trick: Trick) {
+        let mut call = IMarket::createJobCall {
+            modelId: self.court.model,
+            node: NODE,
+            promptTokens: vec![0, 0, 0, 5].into(),
+            maxNew: 4,
+            maxPrice: 1 << 40,
+            sampling: U256::ZERO,
+            userSeed: B256::ZERO,
+        };
+        match trick {
+            Trick::AsksNothing => call.promptTokens = Bytes::new(),
+            Trick::AsksRaggedly => call.promptTokens = vec![0, 0, 0, 5, 0, 0].into(),
+            Trick::AsksTooMuch => call.maxNew = self.rng.random_range(1 << 20..=u32::MAX),
+            Trick::AsksForNoToken => call.maxNew = 0,
+            Trick::AsksAnUnknownModel => call.modelId = B256::from(self.rng.random::<[u8; 32]>()),
+            // A token of the prompt costs 1, four of the answer 2 each.
+            _ => call.maxPrice = self.rng.random_range(0..9),
+        }
+        self.refuse(trick, USER, self.court.market, &call);
     }
 
     /// What can be tried once a job has ended.
     fn over(&mut self) {
         let (job, challenges, market) = (self.job, self.court.challenges, self.court.market);
         if let Some(call) = self.last.clone() {
-            self.refuse("a demand after the end", USER, challenges, &call);
+            self.refuse(Trick::DemandsAfterTheEnd, USER, challenges, &call);
         }
-        self.refuse("pay after the end", NODE, market, &IMarket::finalizeCall { jobId: job });
-        self.refuse("late after the end", USER, market, &IMarket::expireCall { jobId: job });
+        self.refuse(Trick::TakesPayAfterTheEnd, NODE, market, &IMarket::finalizeCall { jobId: job });
+        self.refuse(Trick::ExpiresAfterTheEnd, USER, market, &IMarket::expireCall { jobId: job });
     }
 
     /// Announces a claim and proves it in the next block.
@@ -238,44 +292,35 @@ impl<'c> Hearing<'c> {
         let (_, commitment) = self.court.send(WATCHER, challenges, &hidden);
         let announce = IChallenges::announceCall { jobId: job, commitment };
         let prove = IChallenges::proveFraudCall { jobId: job, claim, salt, witness: Witness::from(proof) };
-        let meddler = self.meddler.clone();
-        if meddler.is_some() {
-            self.refuse("a proof that was not announced", WATCHER, challenges, &prove);
-        }
+        self.refuse(Trick::ProvesUnannounced, WATCHER, challenges, &prove);
         self.gas += self.court.send(WATCHER, challenges, &announce).0;
-        if meddler.is_some() {
-            self.refuse("a proof in the block of its announcement", WATCHER, challenges, &prove);
+        self.refuse(Trick::ProvesHastily, WATCHER, challenges, &prove);
+        if self.tries(Trick::CopiesAProof) || self.tries(Trick::TakesAnothersReward) {
             // Whoever copies an announcement has announced nothing: it is bound to its sender.
             self.court.send(USER, challenges, &announce);
         }
         self.court.pass(1);
-        if let Some(mut rng) = meddler {
-            self.refuse("a copied proof", USER, challenges, &prove);
-            let mut spoilt = prove.clone();
-            let mut page = spoilt.witness.page.to_vec();
-            let at = rng.random_range(0..page.len());
-            page[at] ^= 1 << rng.random_range(0..8);
-            spoilt.witness.page = page.into();
-            self.refuse("a proof of something else", WATCHER, challenges, &spoilt);
-        }
+        self.refuse(Trick::CopiesAProof, USER, challenges, &prove);
+        let mut spoilt = prove.clone();
+        let mut page = spoilt.witness.page.to_vec();
+        let at = self.rng.random_range(0..page.len());
+        page[at] ^= 1 << self.rng.random_range(0..8);
+        spoilt.witness.page = page.into();
+        self.refuse(Trick::ProvesSomethingElse, WATCHER, challenges, &spoilt);
         self.gas += self.court.call(WATCHER, challenges, &prove)?.gas;
         assert_eq!(self.state(), JobState::Slashed);
         let (settle, reclaim) =
             (IChallenges::settleRewardCall { jobId: job }, IChallenges::reclaimFeesCall { jobId: job });
-        if self.meddler.is_some() {
-            self.refuse("a second proof", WATCHER, challenges, &prove);
-            self.refuse("the reward before the contest is over", WATCHER, challenges, &settle);
-            let contest = IChallenges::contestRewardCall { jobId: job, salt };
-            self.refuse("the reward of an announcement that is another's", USER, challenges, &contest);
-            self.over();
-        }
+        self.refuse(Trick::ProvesTwice, WATCHER, challenges, &prove);
+        self.refuse(Trick::TakesTheRewardEarly, WATCHER, challenges, &settle);
+        let contest = IChallenges::contestRewardCall { jobId: job, salt };
+        self.refuse(Trick::TakesAnothersReward, USER, challenges, &contest);
+        self.over();
         self.court.pass(TURN + 1);
         self.gas += self.court.send(WATCHER, challenges, &settle).0;
         self.gas += self.court.send(WATCHER, challenges, &reclaim).0;
-        if self.meddler.is_some() {
-            self.refuse("the reward twice", WATCHER, challenges, &settle);
-            self.refuse("fees twice", WATCHER, challenges, &reclaim);
-        }
+        self.refuse(Trick::TakesTheRewardTwice, WATCHER, challenges, &settle);
+        self.refuse(Trick::TakesFeesTwice, WATCHER, challenges, &reclaim);
         Ok(())
     }
 
@@ -287,14 +332,25 @@ impl<'c> Hearing<'c> {
         self.court.pass(self.court.window + 2 * TURN + 2);
         self.court.send(NODE, self.court.market, &IMarket::finalizeCall { jobId: self.job });
         assert_eq!(self.state(), JobState::Final);
-        if self.meddler.is_some() {
-            self.over();
-        }
+        self.over();
     }
 
     /// The job as the market has it.
     pub fn state(&mut self) -> JobState {
         self.court.send(WATCHER, self.court.market, &IMarket::jobCall { jobId: self.job }).1.state
+    }
+
+    /// What somebody has in all: tokens, what the market owes them, stake.
+    pub fn wealth(&mut self, who: Address) -> U256 {
+        let (market, token, nodes) = (self.court.market, self.court.token, self.court.nodes);
+        let held = self.court.send(USER, token, &IERC20::balanceOfCall { account: who }).1;
+        let owed = self.court.send(USER, market, &IMarket::withdrawableCall { account: who }).1;
+        held + owed + U256::from(self.court.send(USER, nodes, &INodes::nodeCall { who }).1.stake)
+    }
+
+    /// Bonds of the node that are still bound.
+    pub fn locked(&mut self) -> u128 {
+        self.court.send(USER, self.court.nodes, &INodes::nodeCall { who: NODE }).1.locked
     }
 
     /// That the market holds what it owes.

@@ -4,6 +4,7 @@
 //! other crates but the command line. **Must never** be a dependency of one of them outside its tests.
 #![forbid(unsafe_code)]
 
+pub mod actors;
 pub mod buyer;
 pub mod cases;
 pub mod court;

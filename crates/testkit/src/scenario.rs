@@ -49,6 +49,8 @@ pub struct Stage {
     pub log: &'static str,
     /// Whether the agents' disks get full: [`Process::fill_disk`].
     pub disks_fill: bool,
+    /// What agents that start from now on have in their environment.
+    pub environment: Vec<(&'static str, PathBuf)>,
 }
 
 /// Tries until it succeeds.
@@ -139,6 +141,7 @@ impl Stage {
             agents_rpc,
             log: "info",
             disks_fill: false,
+            environment: Vec::new(),
         })
     }
 
@@ -263,11 +266,15 @@ impl Stage {
 
     /// A program; where disks get full, one whose writes then fail like those on a full disk, instead of a signal.
     fn command(&self, program: &Path) -> Command {
-        if !self.disks_fill {
-            return Command::new(program);
-        }
-        let mut command = Command::new("sh");
-        command.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program);
+        let mut command = match self.disks_fill {
+            false => Command::new(program),
+            true => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program);
+                shell
+            }
+        };
+        command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

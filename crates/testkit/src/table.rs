@@ -12,23 +12,13 @@ use sworn_isa::Opcode;
 use sworn_watcher::game::{Game, Kind, MAX_DEPTH, Opening, OpeningState, Target};
 use sworn_watcher::solver::{self, Asked, Clock, Demand, Learned, Move, Own, Replay};
 
+use crate::actors::Node;
 use crate::court::{Court, USER, WATCHER};
 use crate::hearing::Hearing;
 use crate::run::{NEW, Run, RunInputs};
 
 /// Seconds that a node has for an answer, and a challenger for the next move.
 pub const TURN: u64 = 20;
-
-/// How a node plays.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Node {
-    /// answers everything
-    Answers,
-    /// answers openings up to this depth of the descent
-    AnswersUpTo(Kind),
-    /// answers nothing
-    Silent,
-}
 
 /// How a challenge ends.
 #[derive(Debug, PartialEq)]
@@ -269,8 +259,14 @@ impl<'c> Table<'c> {
         Demand { target, node_hash, path, ..Demand::EMPTY }
     }
 
+    /// Whoever is neither the node nor its challenger has a move.
+    pub fn others_play(&mut self) {
+        self.flood();
+        self.meddle();
+    }
+
     /// Whoever is no party to the rules tries something.
-    fn meddle(&mut self) {
+    pub fn meddle(&mut self) {
         let open = self.game.openings.iter().filter(|(_, o)| matches!(o.state, OpeningState::Demanded { .. }));
         let open: Vec<_> = open.filter_map(|(t, _)| Some((*t, self.answer_to(t)?))).collect();
         if let Some(hearing) = &mut self.court {
@@ -362,8 +358,7 @@ impl<'c> Table<'c> {
                 Move::Broken(why) => panic!("{why}"),
             }
             self.now += 2;
-            self.flood();
-            self.meddle();
+            self.others_play();
             self.node_plays();
             self.meddle();
             assert!(!self.could_finalise(), "a fraudulent job could become final at {}", self.now);

@@ -15,6 +15,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use sworn_bindings::JobState;
+use sworn_testkit::actors::Actor;
 use sworn_testkit::devnet::{DevnetError, free_port};
 use sworn_testkit::faulty::FaultyRpc;
 use sworn_testkit::process::Process;
@@ -23,7 +24,8 @@ use sworn_testkit::tried::{times, tried};
 use sworn_testkit::weather::Weather;
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
-const LIES: [&str; 8] = ["LINEAR", "MIX", "ADD+interactive", "RMS", "withhold", "EXP", "token", "SCORES+interactive"];
+/// What liars lie about.
+const LIES: [&str; 7] = ["LINEAR", "MIX", "ADD", "RMS", "EXP", "SCORES", "token"];
 const PATIENCE: Duration = Duration::from_secs(300);
 
 type Result<T, E = DevnetError> = std::result::Result<T, E>;
@@ -32,8 +34,8 @@ type Met = BTreeMap<&'static str, u64>;
 /// What goes wrong in a game.
 #[derive(Debug)]
 struct Plan {
-    /// What the node lies about; none: it is honest.
-    lie: Option<&'static str>,
+    /// What the node lies about, and how it plays; none: it is honest.
+    lie: Option<String>,
     server: bool,
     /// Troubles of the chain.
     weather: u32,
@@ -47,7 +49,10 @@ impl Plan {
     fn of(seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         Plan {
-            lie: rng.random_bool(0.5).then(|| LIES[rng.random_range(0..LIES.len())]),
+            lie: rng.random_bool(0.5).then(|| {
+                let plays: Vec<&str> = Actor::all().into_iter().filter_map(Actor::argument).collect();
+                format!("{}{}", LIES[rng.random_range(0..LIES.len())], plays[rng.random_range(0..plays.len())])
+            }),
             server: rng.random_bool(0.6),
             weather: if rng.random_bool(0.6) { rng.random_range(1..12) } else { 0 },
             deaths: if rng.random_bool(0.5) { rng.random_range(1..6) } else { 0 },
@@ -105,7 +110,7 @@ impl Game {
         let servers = [server(0).await?, server(1).await?];
         stage.agents_rpc = servers[0].url.clone();
         let mut nodes = Vec::new();
-        match plan.lie {
+        match &plan.lie {
             Some(lie) => {
                 let arguments = ["--lie", lie, "--seed", &seed.to_string()];
                 nodes.push(Arc::new(stage.liar(Path::new(LIAR), &arguments).await?));
@@ -147,7 +152,7 @@ impl Game {
         }
         let weather = Weather::start(&self.stage.net, self.seed, self.plan.weather);
         let outcome = async {
-            match self.plan.lie {
+            match &self.plan.lie {
                 Some(_) => self.to_the_slash(job).await,
                 None => self.to_the_pay(job).await,
             }

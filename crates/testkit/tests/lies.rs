@@ -1,12 +1,15 @@
 //! Random lies, thousands of them: any element of any operator of any layer at any position, and a node of any kind behind it. Every one
 //! ends in a slash, by the contracts themselves; and an honest node's answer, accused at a random element with a right witness, is never
 //! proven wrong. `SWORN_LIES` says how many, `SWORN_SEED` where to begin.
+//!
+//! And any two dishonest [actors](sworn_testkit::actors) meet, `SWORN_PAIRS` times each pair, and the rules hold against both.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use alloy::primitives::U256;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use sworn_bindings::JobState;
@@ -14,9 +17,10 @@ use sworn_commit::witness::{self, Evidence, PartialTree};
 use sworn_commit::{tensor, trace};
 use sworn_isa::{Opcode, SectionKind};
 use sworn_model::{Model, ModelStore, SyntheticSpec, pull, synthetic};
-use sworn_testkit::court::{Court, WATCHER};
+use sworn_testkit::actors::{Actor, Cast, Node, Shows, Trick};
+use sworn_testkit::court::{Court, NODE, USER, WATCHER};
 use sworn_testkit::run::{NEW, PROMPT, Run, RunInputs};
-use sworn_testkit::table::{End, Node, TURN, Table};
+use sworn_testkit::table::{End, TURN, Table};
 use sworn_testkit::tamper::{Place, operators};
 use sworn_testkit::tried::{times, tried};
 use sworn_watcher::game::{Kind, Target};
@@ -24,7 +28,9 @@ use sworn_watcher::solver::Demand;
 
 const WINDOW: u64 = 400;
 const REFUSED: &str = "moves against the rules, all refused";
-const WHAT: &str = "late, garbled, partial or repeated answers, early timeouts, repeated demands, copied, hasty or second proofs, early or second pay, bound stake";
+const WHAT: &str = "late, garbled, partial or repeated answers, early timeouts, repeated demands, copied, hasty or second proofs, early or second pay, bound stake, purchases out of bounds";
+/// Times that somebody may try something during a game in which nobody else does anything.
+const IDLE: u32 = 4;
 
 /// What the games have in common.
 struct Stage {
@@ -82,7 +88,7 @@ impl Stage {
     }
 
     /// An honest answer, accused at a random element by a witness that is right in every word.
-    fn accused(&self, court: &mut Court, rng: &mut StdRng) -> u64 {
+    fn accused(&self, tally: &mut Tally, court: &mut Court, rng: &mut StdRng, cast: &Cast) {
         let own = &self.honest;
         let (layer, row) = loop {
             let layer = rng.random_range(0..own.dims.layer_count());
@@ -99,7 +105,8 @@ impl Stage {
         let claim = witness::Claim { layer, row, op: op as u16, element };
 
         let mut table = Table::before(court, Node::Answers, (**own).clone());
-        table.hearing().unwrap().meddled(rng.random());
+        let before = Wealth::of(&mut table);
+        tally.join_in(&mut table, rng, cast);
         let claimed = own.trace();
         let mut path = claimed.layer(layer).path(0, u64::from(row));
         path.extend(claimed.top().path(0, u64::from(layer)));
@@ -115,8 +122,12 @@ impl Stage {
             descriptor_proof: Vec::new(),
         };
         table.demand(&demand, WATCHER);
-        table.now += 1;
+        for _ in 0..IDLE {
+            table.now += 1;
+            table.others_play();
+        }
         table.node_plays();
+        table.meddle();
 
         let (op_roots, ops) = (own.op_roots(layer, row), &own.ops[&(layer, row)]);
         let partial = |l: u16| PartialTree::new(claimed.layer(l).clone());
@@ -145,9 +156,49 @@ impl Stage {
             assert!(believed.is_err(), "an honest {claim:?} was proven wrong");
         }
         assert_eq!(hearing.state(), JobState::Submitted);
-        hearing.finalize();
+        table.node_plays();
+        table.hearing().unwrap().finalize();
+        before.holds(&mut table, cast);
+        tally.leave(&mut table);
+    }
+}
+
+/// What the parties have, all told.
+#[derive(Clone, Copy)]
+struct Wealth {
+    user: U256,
+    node: U256,
+    watcher: U256,
+    bond: u128,
+}
+
+impl Wealth {
+    /// Once the job is bought and answered.
+    fn of(table: &mut Table) -> Self {
+        let hearing = table.hearing().unwrap();
+        let bond = hearing.locked();
+        let (user, node, watcher) = (hearing.wealth(USER), hearing.wealth(NODE), hearing.wealth(WATCHER));
+        Wealth { user, node, watcher, bond }
+    }
+
+    /// The rules that hold against everybody, at the end of a game.
+    fn holds(&self, table: &mut Table, cast: &Cast) {
+        let hearing = table.hearing().unwrap();
+        let lies = cast.liar.is_some();
+        assert_eq!(hearing.state(), if lies { JobState::Slashed } else { JobState::Final });
         hearing.conserved();
-        hearing.refused
+        assert_eq!(hearing.locked(), 0, "a bond is still bound");
+        let now = Wealth::of(table);
+        if lies {
+            // What others pay it for demands is a thousandth of what it loses.
+            assert!(now.node < self.node - U256::from(self.bond / 2), "a liar lost less than half of its bond");
+            // A flooder whose demand is not answered has the reward: it spends the user's money here.
+            assert!(cast.flooded || now.watcher > self.watcher, "who proved a lie has not gained");
+            assert!(cast.flooded || now.user > self.user, "who was lied to has nothing for it");
+        } else {
+            assert!(now.node > self.node, "an honest node is not paid");
+            assert!(now.watcher <= self.watcher, "who accused falsely has gained");
+        }
     }
 }
 
@@ -163,6 +214,7 @@ struct Tally {
     timeouts: u64,
     accomplices: u64,
     refused: u64,
+    tricks: BTreeSet<Trick>,
     layers: BTreeSet<u16>,
     positions: BTreeSet<u32>,
     opcodes: BTreeSet<Opcode>,
@@ -170,33 +222,54 @@ struct Tally {
 }
 
 impl Tally {
-    /// One lie, from its place to the slash.
-    fn play(&mut self, stage: &Stage, court: &mut Court, rng: &mut StdRng) {
-        let (opcode, place, run, own) = stage.lie(rng);
+    /// A cast as chance has it, of which everybody who is no node is one.
+    fn any_liar(rng: &mut StdRng) -> Cast {
         let silent = [Node::Silent, Node::AnswersUpTo(Kind::Layers), Node::AnswersUpTo(Kind::OpList)];
-        let (node, serves) = match rng.random_range(0..10) {
-            0..5 => (Node::Answers, true),
-            5..8 => (Node::Answers, false),
-            _ => (silent[rng.random_range(0..3)], rng.random()),
+        let shown = |shown: bool| if shown { Shows::Committed } else { Shows::Nothing };
+        let liar = match rng.random_range(0..10) {
+            0..5 => (Node::Answers, Shows::Committed),
+            5..8 => (Node::Answers, Shows::Nothing),
+            _ => (silent[rng.random_range(0..3)], shown(rng.random())),
         };
-        let served = serves.then(|| run.clone());
-        let mut table = Table::before(court, node, run);
-        table.hearing().unwrap().meddled(rng.random());
-        if rng.random() {
+        Cast { liar: Some(liar), flooded: rng.random(), tricks: Trick::ALL.to_vec() }
+    }
+
+    fn join_in(&mut self, table: &mut Table, rng: &mut StdRng, cast: &Cast) {
+        table.hearing().unwrap().meddled(rng.random(), &cast.tricks);
+        if cast.flooded {
             table.accomplice = Some(StdRng::seed_from_u64(rng.random()));
             self.accomplices += 1;
         }
-        match (table.play(&own, served.as_ref()), node) {
+    }
+
+    fn leave(&mut self, table: &mut Table) {
+        let hearing = table.hearing().unwrap();
+        self.refused += hearing.refused;
+        self.tricks.extend(&hearing.tried);
+    }
+
+    /// One lie, from its place to the slash.
+    fn play(&mut self, stage: &Stage, court: &mut Court, rng: &mut StdRng, cast: &Cast) {
+        let (opcode, place, run, own) = stage.lie(rng);
+        let (node, shows) = cast.liar.unwrap();
+        let shown = match shows {
+            Shows::Committed => Some(run.clone()),
+            Shows::Nothing => None,
+            Shows::Another => Some((*own).clone()),
+        };
+        let mut table = Table::before(court, node, run);
+        let before = Wealth::of(&mut table);
+        self.join_in(&mut table, rng, cast);
+        match (table.play(&own, shown.as_ref()), node) {
             (End::Proven { opcode: proven, layer, .. }, _) => {
                 assert_eq!((proven, layer), (opcode, place.layer), "{place:?}");
             }
             (End::Timeout(_), Node::Silent | Node::AnswersUpTo(_)) => self.timeouts += 1,
             (end, _) => panic!("{opcode} at {place:?}: {end:?}"),
         }
+        before.holds(&mut table, cast);
+        self.leave(&mut table);
         let hearing = table.hearing().unwrap();
-        assert_eq!(hearing.state(), JobState::Slashed);
-        hearing.conserved();
-        self.refused += hearing.refused;
         self.gas.push(hearing.gas);
         self.answers.push(hearing.answers);
         self.layers.insert(place.layer);
@@ -210,6 +283,7 @@ impl Tally {
         self.timeouts += other.timeouts;
         self.accomplices += other.accomplices;
         self.refused += other.refused;
+        self.tricks.extend(other.tricks);
         self.layers.extend(other.layers);
         self.positions.extend(other.positions);
         self.opcodes.extend(other.opcodes);
@@ -218,7 +292,7 @@ impl Tally {
 }
 
 /// Plays `count` games on every core; each has a number from which all its choices follow.
-fn games(count: u64, game: impl Fn(&mut Tally, &mut Court, &mut StdRng) + Sync, stage: &Stage) -> Tally {
+fn games(count: u64, game: impl Fn(&mut Tally, u64, &mut Court, &mut StdRng) + Sync, stage: &Stage) -> Tally {
     let (next, seed) = (AtomicU64::new(0), times("SWORN_SEED", 1));
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(16);
     std::thread::scope(|scope| {
@@ -236,7 +310,7 @@ fn games(count: u64, game: impl Fn(&mut Tally, &mut Court, &mut StdRng) + Sync, 
                     return tally;
                 }
                 let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1 << 32).wrapping_add(n));
-                if catch_unwind(AssertUnwindSafe(|| game(&mut tally, &mut court, &mut rng))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| game(&mut tally, n, &mut court, &mut rng))).is_err() {
                     tally.failed.push(n);
                     court = fresh();
                 }
@@ -251,7 +325,11 @@ fn games(count: u64, game: impl Fn(&mut Tally, &mut Court, &mut StdRng) + Sync, 
 
 /// Plays lies and tells what they came to.
 fn all_slashed(what: &str, stage: &Stage, count: u64) -> Tally {
-    let mut t = games(count, |tally, court, rng| tally.play(stage, court, rng), stage);
+    let play = |tally: &mut Tally, _, court: &mut Court, rng: &mut StdRng| {
+        let cast = Tally::any_liar(rng);
+        tally.play(stage, court, rng, &cast);
+    };
+    let mut t = games(count, play, stage);
     t.gas.sort_unstable();
     t.answers.sort_unstable();
     let of = |v: &[u64], at: usize| v.get(at).copied().unwrap_or_default();
@@ -297,8 +375,54 @@ fn no_honest_answer_is_proven_wrong() {
     let dir = tempfile::tempdir().unwrap();
     let stage = Stage::synthetic(dir.path());
     let count = times("SWORN_LIES", 10_000);
-    let t = games(count, |tally, court, rng| tally.refused += stage.accused(court, rng), &stage);
+    let cast = Cast { liar: None, flooded: false, tricks: Trick::ALL.to_vec() };
+    let t = games(count, |tally, _, court, rng| stage.accused(tally, court, rng, &cast), &stage);
     tried(REFUSED, t.refused, 0, WHAT);
     tried("honest answers accused, none slashed", count, t.failed.len() as u64, "one random element each");
     assert!(t.failed.is_empty(), "games {:?}", t.failed);
+}
+
+/// Every pair of the adversary table, and each of it with itself.
+#[test]
+fn any_two_dishonest_actors_meet() {
+    let dir = tempfile::tempdir().unwrap();
+    let stage = Stage::synthetic(dir.path());
+    let (all, times) = (Actor::all(), times("SWORN_PAIRS", 4));
+    let pairs: Vec<_> =
+        (0..all.len()).flat_map(|a| (a..all.len()).map(move |b| (a, b))).map(|(a, b)| [all[a], all[b]]).collect();
+    let game = |tally: &mut Tally, n: u64, court: &mut Court, rng: &mut StdRng| {
+        let pair = pairs[n as usize % pairs.len()];
+        // Of two liars each has its turn.
+        let casts = match pair {
+            [Actor::Liar(..), Actor::Liar(..)] => vec![Cast::of(&pair[..1]), Cast::of(&pair[1..])],
+            _ => vec![Cast::of(&pair)],
+        };
+        for cast in casts {
+            match cast.liar {
+                Some(_) => tally.play(&stage, court, rng, &cast),
+                None => stage.accused(tally, court, rng, &cast),
+            }
+        }
+    };
+    let count = pairs.len() as u64 * times;
+    let t = games(count, game, &stage);
+    let failed: Vec<String> = t
+        .failed
+        .iter()
+        .map(|n| {
+            let [a, b] = pairs[*n as usize % pairs.len()];
+            format!("game {n}: {a} and {b}")
+        })
+        .collect();
+    let figures = format!(
+        "{} actors, {} tricks refused {} times, {} lies slashed",
+        all.len(),
+        t.tricks.len(),
+        t.refused,
+        t.gas.len()
+    );
+    tried("pairs of dishonest actors, every rule held against both", count, failed.len() as u64, figures);
+    assert!(failed.is_empty(), "{failed:#?}");
+    let never: Vec<_> = Trick::ALL.iter().filter(|trick| !t.tricks.contains(trick)).collect();
+    assert!(never.is_empty(), "never tried: {never:?}");
 }

@@ -15,10 +15,10 @@ use sworn_receipts::{
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::live::{Live, Reader};
-use super::record::{OpenRecord, ReceiptRecord};
+use super::record::{OpenRecord, ReceiptRecord, job_id};
 use super::{Account, Channels, unavailable};
 use crate::measure;
-use crate::work::{Shared, blocking, unpoisoned};
+use crate::work::{DEADLY, Shared, blocking, unpoisoned};
 use crate::{Error, Execution, NodeEvent, Result};
 
 /// How long a request that gives way may take to be gone: its execution stops between two steps of the model.
@@ -235,11 +235,13 @@ impl Shared {
         });
     }
 
-    /// Takes up what a former process left: what a client has of an answer is paid, what nobody has is forgotten.
+    /// Takes up what a former process left: what a client has of an answer is paid, what nobody has is forgotten, and what ended the
+    /// process again and again.
     pub(crate) fn resume_requests(self: &Arc<Self>) -> Result<()> {
         let Some(channels) = &self.channels else { return Ok(()) };
         for open in channels.ledger.open_requests()? {
-            if open.tokens.is_empty() {
+            let deadly = self.journal.deaths(job_id(open.channel, open.request)) >= DEADLY;
+            if open.tokens.is_empty() || deadly {
                 channels.ledger.abandon(&open)?;
                 continue;
             }
@@ -281,7 +283,10 @@ impl Shared {
                 flow
             })?
         } else {
-            let trace = self.prover.leaves(&job, &open.tokens)?;
+            self.journal.begin(job.id)?;
+            let trace = self.prover.leaves(&job, &open.tokens);
+            self.journal.end(job.id);
+            let trace = trace?;
             // A receipt says nothing of log-probabilities.
             Execution { tokens: open.tokens.clone(), trace, log_probs: Vec::new() }
         };
