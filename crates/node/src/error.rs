@@ -28,7 +28,7 @@ pub enum Error {
     },
     /// executions that ended the process
     #[error(
-        "job {job} ended the process {deaths} times while it was executed: it is not tried again. Is the memory too small for its prompt? Ask for fewer tokens a job (`--max-tokens`)"
+        "job {job} ended the process {deaths} times while it was executed: it is not tried again. Is the memory too small for its prompt? Offer fewer tokens (`sworn node price --longest N`)"
     )]
     Deadly {
         /// the job

@@ -87,9 +87,18 @@ impl Process {
 
     /// Bytes of memory that it holds now; `None` where the system does not tell as Linux does, or when it has ended.
     pub fn resident(&self) -> Option<u64> {
+        self.status("VmRSS:")
+    }
+
+    /// Bytes of data that it has asked for, whether it uses them or not; what [`Stage::memory`](crate::scenario::Stage::memory) limits.
+    pub fn data(&self) -> Option<u64> {
+        self.status("VmData:")
+    }
+
+    fn status(&self, name: &str) -> Option<u64> {
         let pid = unpoisoned(&self.running).child.0.id();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let line = status.lines().find(|l| l.starts_with("VmRSS:"))?;
+        let line = status.lines().find(|l| l.starts_with(name))?;
         Some(line.split_whitespace().nth(1)?.parse::<u64>().ok()? << 10)
     }
 

@@ -49,6 +49,8 @@ pub struct Stage {
     pub log: &'static str,
     /// Whether the agents' disks get full: [`Process::fill_disk`].
     pub disks_fill: bool,
+    /// Bytes that the agents may have for their data; none: all there are.
+    pub memory: Option<u64>,
     /// What agents that start from now on have in their environment.
     pub environment: Vec<(&'static str, PathBuf)>,
 }
@@ -108,9 +110,16 @@ impl Stage {
     /// # Errors
     /// Something is missing.
     pub async fn under(terms: Terms, seed: u64) -> Result<Self> {
+        Self::of(terms, &SyntheticSpec { seed, ..SyntheticSpec::default() }).await
+    }
+
+    /// With a synthetic model of other sizes, under other terms.
+    ///
+    /// # Errors
+    /// Something is missing.
+    pub async fn of(terms: Terms, spec: &SyntheticSpec) -> Result<Self> {
         let net = Devnet::start(&terms).await?;
-        let spec = SyntheticSpec { seed, ..SyntheticSpec::default() };
-        let model = synthetic(&spec, net.dir.path().join("model")).map_err(DevnetError::other)?;
+        let model = synthetic(spec, net.dir.path().join("model")).map_err(DevnetError::other)?;
         Self::with(net, terms, model).await
     }
 
@@ -141,6 +150,7 @@ impl Stage {
             agents_rpc,
             log: "info",
             disks_fill: false,
+            memory: None,
             environment: Vec::new(),
         })
     }
@@ -264,13 +274,20 @@ impl Stage {
         printed(&mut command)
     }
 
-    /// A program; where disks get full, one whose writes then fail like those on a full disk, instead of a signal.
+    /// A program within its limits; where disks get full, one whose writes then fail like those on a full disk, instead of a signal.
     fn command(&self, program: &Path) -> Command {
-        let mut command = match self.disks_fill {
-            false => Command::new(program),
-            true => {
+        let mut limits = String::new();
+        if self.disks_fill {
+            limits.push_str("trap '' XFSZ; ");
+        }
+        if let Some(bytes) = self.memory {
+            limits.push_str(&format!("ulimit -d {}; ", bytes >> 10));
+        }
+        let mut command = match limits.is_empty() {
+            true => Command::new(program),
+            false => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(program);
+                shell.arg("-c").arg(limits + "exec \"$0\" \"$@\"").arg(program);
                 shell
             }
         };
@@ -321,7 +338,7 @@ impl Stage {
             modelId: self.model.id().into(),
             perInputToken: INPUT_PRICE,
             perOutputToken: output_price,
-            maxTokens: 512,
+            maxTokens: self.model.manifest().max_positions,
         };
         operator.send("ask", d.nodes, &ask).await.map(drop)
     }
