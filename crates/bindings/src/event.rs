@@ -35,6 +35,18 @@ impl Event {
             _ => None,
         }
     }
+
+    /// The job, or the receipt on trial, that it is about, if it is about one.
+    pub fn job(&self) -> Option<U256> {
+        match self {
+            Event::Market(e) => e.job(),
+            Event::Challenges(e) => Some(e.job()),
+            Event::Trials(ITrials::ITrialsEvents::ReceiptLodged(e)) => Some(e.jobId),
+            Event::Trials(ITrials::ITrialsEvents::TrialAttached(e)) => Some(e.jobId),
+            Event::Trials(ITrials::ITrialsEvents::TrialAcquitted(e)) => Some(e.jobId),
+            _ => None,
+        }
+    }
 }
 
 impl IChallenges::IChallengesEvents {

@@ -16,13 +16,15 @@ const CURSORS: Table = "sworn/cursors";
 
 /// Blocks that a reorganisation can replace; after a deeper one a cursor may read everything again.
 pub const REACH: u64 = 128;
+/// A server that says nothing to fewer blocks than these is asked for no fewer: it is down.
+const LEAST_CHUNK: u64 = 64;
 /// Blocks by which an RPC server's state may be ahead of the head that it told.
 const LEAD: u64 = 16;
 
 /// How a cursor reads.
 #[derive(Clone, Debug)]
 pub struct CursorOptions {
-    /// Most blocks of one request; halved by itself when the RPC finds it too many.
+    /// Most blocks of one request; fewer by itself, until the cursor has caught up, when the RPC finds it too many or fails.
     pub chunk: u64,
     /// Block hashes that are remembered: how deep a reorganisation can be without reading everything again. At least [`REACH`], or what
     /// [`Batch::undoes`] says of an end that [`Batch::buries`] is too little.
@@ -89,6 +91,8 @@ pub struct Cursor {
     store: Store,
     name: String,
     options: CursorOptions,
+    /// Blocks of the next request, at most.
+    chunk: u64,
     place: Place,
 }
 
@@ -99,7 +103,8 @@ impl Cursor {
     /// The store fails.
     pub fn open(chain: Chain, store: Store, name: &str, options: CursorOptions) -> Result<Self> {
         let place = store.get(CURSORS, name)?.unwrap_or_default();
-        Ok(Cursor { chain, store, name: name.to_owned(), options, place })
+        let chunk = options.chunk.max(1);
+        Ok(Cursor { chain, store, name: name.to_owned(), options, chunk, place })
     }
 
     /// Reads on; an empty batch if there is nothing new. Does not wait.
@@ -117,7 +122,7 @@ impl Cursor {
             return Ok(batch);
         }
         loop {
-            let to = head.number.min(from + self.options.chunk.max(1) - 1);
+            let to = head.number.min(from + self.chunk - 1);
             let Some(before) = self.chain.block(BlockNumberOrTag::Number(to)).await? else {
                 return Ok(batch);
             };
@@ -125,11 +130,15 @@ impl Cursor {
                 Ok(logs) => logs,
                 // The many words of "too many blocks" or "too many results" have this in common: fewer blocks cure them.
                 Err(TransportError::ErrorResp(e)) if to > from => {
-                    self.options.chunk = (to - from).div_ceil(2);
-                    tracing::debug!(chunk = self.options.chunk, error = %e, "asking for fewer blocks");
+                    self.chunk = (to - from).div_ceil(2);
+                    tracing::debug!(chunk = self.chunk, error = %e, "asking for fewer blocks");
                     continue;
                 }
-                Err(e) => return Err(e.into()),
+                // Or it takes longer for so many than it may.
+                Err(e) => {
+                    self.chunk = self.chunk.min((to - from).div_ceil(2).max(LEAST_CHUNK));
+                    return Err(e.into());
+                }
             };
             // A reorganisation in between: the next poll finds the common ancestor.
             if self.chain.block(BlockNumberOrTag::Number(to)).await?.map(|b| b.hash) != Some(before.hash) {
@@ -155,6 +164,9 @@ impl Cursor {
                 batch.place.blocks.pop_front();
             }
             batch.caught_up = to == head.number;
+            if batch.caught_up {
+                self.chunk = self.options.chunk.max(1);
+            }
             return Ok(batch);
         }
     }

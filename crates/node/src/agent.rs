@@ -24,11 +24,16 @@ use crate::http;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
 use crate::measure;
 use crate::plan::{Action, DemandView, JobView, Step, View, decide};
-use crate::work::Shared;
+use crate::work::{OpenJobs, Shared, unpoisoned};
 use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Result, register};
 
 /// Jobs that the chain is asked about at a time.
 const LOOKS: usize = 32;
+/// Blocks after news of a job in which each is asked about it: a server that tells of an event may be another than the one that then tells
+/// of a state before it.
+const WARM: u64 = 16;
+/// Blocks after which a job is asked about that there are no news of.
+const STALE: u64 = 64;
 /// Longest pause after failures in a row.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause before a step with a deadline is tried again.
@@ -42,6 +47,9 @@ pub struct Node {
     cursor: Cursor,
     listener: Option<TcpListener>,
     jobs: BTreeMap<U256, JobRecord>,
+    looks: HashMap<U256, Look>,
+    /// Jobs that something was heard of since the last look, or done for.
+    news: HashSet<U256>,
     /// Jobs whose end a reorganisation may still take back, with the latest block when it was seen.
     ended: BTreeMap<U256, u64>,
     /// Of both.
@@ -103,6 +111,8 @@ impl Node {
             cursor,
             listener,
             jobs,
+            looks: HashMap::new(),
+            news: HashSet::new(),
             ended,
             demands,
             seen: None,
@@ -208,7 +218,11 @@ impl Node {
 
     fn measure(&self) {
         let shared = &self.shared;
-        measure::under_way("jobs", self.jobs.values().filter(|r| r.mine).count());
+        let mine = self.jobs.values().filter(|r| r.mine);
+        let unanswered = mine.clone().filter(|r| r.answer.is_none()).count();
+        let open = OpenJobs { under_way: mine.count(), unanswered };
+        *unpoisoned(&shared.open_jobs) = open;
+        measure::under_way("jobs", open.under_way);
         measure::under_way("running", shared.executing());
         measure::under_way("answers", shared.channels.as_ref().map_or(0, Channels::answering));
         measure::under_way("demands", self.demands.values().filter(|d| self.jobs.contains_key(&d.job)).count());
@@ -219,7 +233,10 @@ impl Node {
         if batch.replaced.is_none() && self.seen == Some(batch.head) {
             return Ok(());
         }
-        self.changed |= batch.replaced.is_some();
+        if batch.replaced.is_some() {
+            self.looks.clear();
+            self.changed = true;
+        }
         self.shared.reconsider_channels(batch)?;
         let undone: Vec<U256> = self.ended.iter().filter(|(_, at)| batch.undoes(**at)).map(|(id, _)| *id).collect();
         for id in undone {
@@ -245,6 +262,7 @@ impl Node {
     fn learn(&mut self, batch: &Batch) -> Result<()> {
         let me = self.shared.sender.account();
         for seen in &batch.events {
+            self.news.extend(seen.event.job().filter(|id| self.jobs.contains_key(id)));
             match &seen.event {
                 Event::Market(e) => self.learn_market(e, me)?,
                 Event::Channels(e) => {
@@ -357,6 +375,7 @@ impl Node {
         let record = JobRecord { ended: None, ..record };
         self.shared.journal.put_job(&record)?;
         self.ended.remove(&record.job.id);
+        self.news.insert(record.job.id);
         self.jobs.insert(record.job.id, record);
         Ok(())
     }
@@ -395,14 +414,23 @@ impl Node {
 
     /// Joins the journal with the chain's state.
     async fn view(&mut self, head: Head) -> Result<(View, HashMap<U256, JobState>)> {
-        let looks = stream::iter(self.jobs.keys().copied()).map(|id| self.look(id, head));
+        let open = self.shared.config.accept_open;
+        let due = self
+            .jobs
+            .keys()
+            .filter(|id| self.news.contains(id) || self.looks.get(id).is_none_or(|l| l.is_due(head, open)));
+        let due: Vec<U256> = due.copied().collect();
+        let looks = stream::iter(due).map(|id| self.look(id, head));
         let looks: Vec<_> = looks.buffered(LOOKS).try_collect().await?;
-        let (mut jobs, mut states) = (Vec::new(), HashMap::new());
         for (record, job) in looks.into_iter().flatten() {
-            states.insert(job.id, job.state);
-            self.jobs.insert(job.id, record);
-            jobs.push(job);
+            let id = job.id;
+            let before = self.looks.get(&id).map(|l| l.news).filter(|_| !self.news.contains(&id));
+            self.looks.insert(id, Look { job, at: head.number, news: before.unwrap_or(head.number) });
+            self.jobs.insert(id, record);
         }
+        self.news.clear();
+        let jobs: Vec<JobView> = self.jobs.keys().filter_map(|id| Some(self.looks.get(id)?.job.clone())).collect();
+        let states = jobs.iter().map(|job| (job.id, job.state)).collect();
         let shared = &self.shared;
         let NodeConfig { accept_open, withdraw_at, .. } = shared.config;
         let withdrawable = match withdraw_at {
@@ -493,12 +521,14 @@ impl Node {
         self.shared.forget(id);
         self.shared.journal.put_job(&JobRecord { ended: Some(head.number), ..record })?;
         self.jobs.remove(&id);
+        self.looks.remove(&id);
         self.ended.insert(id, head.number);
         Ok(())
     }
 
     fn finished(&mut self, (action, result): (Action, Result<()>)) {
         self.under_way.remove(&action);
+        self.news.extend(action.job());
         self.changed = true;
         let Err(error) = result else {
             self.failures.remove(&action);
@@ -524,6 +554,29 @@ impl Node {
         if !overtaken && (times + 1).is_power_of_two() {
             self.shared.sink.emit(NodeEvent::Failed { action: describe(action), error: error.to_string() });
         }
+    }
+}
+
+/// A job as it was found.
+struct Look {
+    job: JobView,
+    /// The latest block then, and when there were last news of the job.
+    at: u64,
+    news: u64,
+}
+
+impl Look {
+    /// Whether it may be otherwise by now, though nothing was heard.
+    fn is_due(&self, head: Head, accept_open: bool) -> bool {
+        let waits = match self.job.state {
+            // What an open job offers rises with time.
+            JobState::Open => !accept_open && head.timestamp <= self.job.deadline,
+            JobState::Assigned | JobState::Submitted => {
+                head.timestamp <= self.job.deadline && self.job.demands.is_empty()
+            }
+            _ => false,
+        };
+        !waits || head.number <= self.news + WARM || head.number >= self.at + STALE
     }
 }
 

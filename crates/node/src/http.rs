@@ -26,7 +26,7 @@ use sworn_receipts::{NodeInfo, Refusal};
 
 use crate::Error;
 use crate::measure;
-use crate::work::{Purpose, Shared};
+use crate::work::{OpenJobs, Purpose, Shared, unpoisoned};
 
 /// Connections; the longer life is from the last request for an answer that was admitted.
 const BOUNDS: Bounds = Bounds {
@@ -165,9 +165,7 @@ async fn health() -> impl IntoResponse {
 
 async fn info(State(http): State<Arc<Http>>) -> Result<Json<NodeInfo>, Fault> {
     let shared = &http.shared;
-    let jobs = shared.journal.jobs()?;
-    let active = jobs.iter().filter(|r| r.ended.is_none() && r.mine);
-    let unanswered = active.clone().filter(|r| r.answer.is_none()).count();
+    let OpenJobs { under_way, unanswered } = *unpoisoned(&shared.open_jobs);
     let running = shared.executing();
     let deployment = shared.sender.chain().deployment();
     Ok(Json(NodeInfo {
@@ -180,7 +178,7 @@ async fn info(State(http): State<Arc<Http>>) -> Result<Json<NodeInfo>, Fault> {
         engines: shared.prover.engines(),
         answers_running: shared.channels.as_ref().map_or(0, |c| c.answering()),
         answers_at_most: shared.channels.as_ref().map_or(0, |c| c.terms.streams),
-        jobs_under_way: active.count(),
+        jobs_under_way: under_way,
         jobs_running: running,
         jobs_waiting: unanswered.saturating_sub(running),
         version: env!("CARGO_PKG_VERSION").into(),

@@ -80,6 +80,22 @@ pub enum Action {
     Channel(Step),
 }
 
+impl Action {
+    /// The job that it is about, if it is about one.
+    pub fn job(&self) -> Option<U256> {
+        match *self {
+            Action::Answer { job, .. }
+            | Action::Submit(job)
+            | Action::Execute(job)
+            | Action::Accept(job)
+            | Action::Finalize(job)
+            | Action::Expire(job)
+            | Action::Close(job) => Some(job),
+            Action::Withdraw | Action::Channel(_) => None,
+        }
+    }
+}
+
 /// The steps that are due, the most urgent first. Steps are idempotent: one that is under way is simply named again.
 pub fn decide(view: &View) -> Vec<Action> {
     let mut due: Vec<(u64, Action)> = Vec::new();

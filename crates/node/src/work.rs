@@ -38,7 +38,15 @@ pub(crate) struct Shared {
     answers: Arc<Semaphore>,
     visits: Arc<Semaphore>,
     cancels: std::sync::Mutex<HashMap<U256, Arc<AtomicBool>>>,
+    pub(crate) open_jobs: std::sync::Mutex<OpenJobs>,
     rows: std::sync::Mutex<Rows>,
+}
+
+/// This node's jobs, as of the last look at the chain.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct OpenJobs {
+    pub(crate) under_way: usize,
+    pub(crate) unanswered: usize,
 }
 
 /// For whom something is recomputed.
@@ -111,7 +119,7 @@ impl Shared {
         let channels = terms.map(|t| Channels::new(t, chain, account, journal.store().clone(), prices.clone()));
         let executions = Semaphore::new(config.workers.max(1));
         let (answers, visits) = (Arc::new(Semaphore::new(ANSWERS)), Arc::new(Semaphore::new(1)));
-        let (cancels, rows) = Default::default();
+        let (cancels, open_jobs, rows) = Default::default();
         Shared {
             config,
             sender,
@@ -125,6 +133,7 @@ impl Shared {
             answers,
             visits,
             cancels,
+            open_jobs,
             rows,
         }
     }

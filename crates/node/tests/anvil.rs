@@ -6,7 +6,7 @@ mod devnet;
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -544,6 +544,57 @@ async fn flaky_rpc(to: u16, down: Arc<AtomicBool>) -> String {
         }
     });
     url
+}
+
+/// Forwards to anvil and counts calls of contracts.
+async fn counting_rpc(to: u16, calls: Arc<AtomicU64>) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let http = reqwest::Client::new();
+    let answer = move |body: String| {
+        calls.fetch_add(body.matches("\"eth_call\"").count() as u64, Ordering::Relaxed);
+        let request = http.post(format!("http://127.0.0.1:{to}")).header("content-type", "application/json").body(body);
+        async move { ([("content-type", "application/json")], request.send().await.unwrap().bytes().await.unwrap()) }
+    };
+    let router = axum::Router::new().route("/", axum::routing::post(answer));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn jobs_that_wait_for_the_end_of_their_windows_cost_few_requests() {
+    let world = World::new(Params { window: 600, ..Params::default() }).await;
+    world.node().await.stop().await;
+    let calls = Arc::new(AtomicU64::new(0));
+    let rpc = counting_rpc(world.net.anvil.port(), calls.clone()).await;
+    let chain = sworn_chain::Chain::connect(&rpc, world.net.deployment.clone()).await.unwrap();
+    let chain = chain.with_poll(Duration::from_millis(5));
+    let node = world.node_on(chain, world.config(), world.prover(), Arc::new(Honest)).await;
+    let mut ids = Vec::new();
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        ids.push(world.buy(name, world.me(), &[1, 2, 3], 4).await);
+    }
+    for id in &ids {
+        world.reaches(*id, JobState::Submitted).await;
+    }
+    // News are cold.
+    let blocks = async |n: u64| {
+        for _ in 0..n {
+            world.net.pass(1).await;
+            tokio::time::sleep(Duration::from_millis(30)).await;
+        }
+    };
+    blocks(20).await;
+    let before = calls.load(Ordering::Relaxed);
+    blocks(40).await;
+    // What the node itself is owed, in every block; each job once in 64 blocks.
+    let asked = calls.load(Ordering::Relaxed) - before;
+    assert!(asked <= 40 + 6 * 2, "{asked} calls in 40 blocks for 6 jobs");
+    assert!(asked >= 20, "{asked}: the node does not follow");
+    for id in ids {
+        world.finish(id, JobState::Final).await;
+    }
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -240,9 +240,10 @@ impl Shared {
     pub(crate) fn resume_requests(self: &Arc<Self>) -> Result<()> {
         let Some(channels) = &self.channels else { return Ok(()) };
         for open in channels.ledger.open_requests()? {
-            let deadly = self.journal.deaths(job_id(open.channel, open.request)) >= DEADLY;
-            if open.tokens.is_empty() || deadly {
+            let id = job_id(open.channel, open.request);
+            if open.tokens.is_empty() || self.journal.deaths(id) >= DEADLY {
                 channels.ledger.abandon(&open)?;
+                self.journal.end(id);
                 continue;
             }
             let Some(record) = channels.ledger.book(open.channel)? else { continue };
