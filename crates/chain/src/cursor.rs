@@ -18,8 +18,8 @@ const CURSORS: Table = "sworn/cursors";
 pub const REACH: u64 = 128;
 /// A server that says nothing to fewer blocks than these is asked for no fewer: it is down.
 const LEAST_CHUNK: u64 = 64;
-/// Blocks by which an RPC server's state may be ahead of the head that it told.
-const LEAD: u64 = 16;
+/// Blocks by which the state that an RPC server tells may be before or after the head that it told: servers behind one name differ.
+pub const LEAD: u64 = 16;
 
 /// How a cursor reads.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct CursorOptions {
     /// Most blocks of one request; fewer by itself, until the cursor has caught up, when the RPC finds it too many or fails.
     pub chunk: u64,
     /// Block hashes that are remembered: how deep a reorganisation can be without reading everything again. At least [`REACH`], or what
-    /// [`Batch::undoes`] says of an end that [`Batch::buries`] is too little.
+    /// [`Batch::undoes`] says of an end that [`Head::buries`] is too little.
     pub remembered: usize,
 }
 
@@ -69,10 +69,13 @@ impl Batch {
     pub fn undoes(&self, head: u64) -> bool {
         self.replaced.is_some_and(|stayed| head.saturating_add(LEAD) >= stayed)
     }
+}
 
-    /// Whether no reorganisation will take it back, but for one so deep that all events come again.
-    pub fn buries(&self, head: u64) -> bool {
-        self.head.number > head.saturating_add(REACH)
+impl Head {
+    /// Whether no reorganisation will take back what was found to be so when `before` was the latest block, but for one so deep that all
+    /// events come again.
+    pub fn buries(&self, before: u64) -> bool {
+        self.number > before.saturating_add(REACH)
     }
 }
 

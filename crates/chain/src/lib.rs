@@ -16,7 +16,7 @@ mod sender;
 mod store;
 
 pub use balances::Balances;
-pub use cursor::{Batch, Cursor, CursorOptions, REACH, Seen};
+pub use cursor::{Batch, Cursor, CursorOptions, LEAD, REACH, Seen};
 pub use error::{Error, Result};
 pub use measure::describe as describe_measurements;
 pub use provider::{Chain, Head};

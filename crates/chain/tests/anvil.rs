@@ -3,13 +3,16 @@
 
 #[path = "support/devnet.rs"]
 mod devnet;
+#[path = "support/server.rs"]
+mod server;
 
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, U256};
 use alloy::providers::Provider;
 use devnet::{Devnet, NOWHERE, Params, UNIT, approve};
-use serde_json::json;
+use serde_json::{Value, json};
+use server::server;
 use sworn_bindings::{Deployment, Event, IERC20, IMarket, INodes};
 use sworn_chain::{Chain, Cursor, CursorOptions, Error, Intent, Sender, SenderOptions, Store};
 
@@ -271,32 +274,6 @@ async fn a_store_of_another_devnet_is_refused() {
     assert_eq!(a.receipt(B256::ZERO).await.unwrap(), None);
 }
 
-/// Forwards to a chain's server what it is asked for, but logs of no more than so many blocks: to more it gives no answer.
-async fn weak_rpc(upstream: String, most: u64) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let answer = move |body: axum::body::Bytes| {
-        let upstream = upstream.clone();
-        async move {
-            let asked: serde_json::Value = serde_json::from_slice(&body).unwrap();
-            let block = |name: &str| {
-                let text = asked["params"][0][name].as_str().unwrap_or("0x0");
-                u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
-            };
-            if asked["method"] == "eth_getLogs" && block("toBlock") - block("fromBlock") >= most {
-                return Err(axum::http::StatusCode::GATEWAY_TIMEOUT);
-            }
-            let json = [("content-type", "application/json")];
-            let said =
-                reqwest::Client::new().post(&upstream).header(json[0].0, json[0].1).body(body).send().await.unwrap();
-            Ok((json, said.bytes().await.unwrap()))
-        }
-    };
-    let router = axum::Router::new().route("/", axum::routing::post(answer));
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    url
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_fails_for_many_blocks_is_asked_for_fewer() {
     let net = devnet().await;
@@ -306,7 +283,14 @@ async fn a_server_that_fails_for_many_blocks_is_asked_for_fewer() {
     sender.send(&Intent::call("c7", net.deployment.nodes, &call)).await.unwrap();
     net.rpc("anvil_mine", json!([300])).await;
 
-    let url = weak_rpc(net.anvil.endpoint(), 100).await;
+    let few = |asked: &Value| {
+        let block = |name: &str| {
+            let text = asked["params"][0][name].as_str().unwrap_or("0x0");
+            u64::from_str_radix(text.trim_start_matches("0x"), 16).unwrap()
+        };
+        asked["method"] != "eth_getLogs" || block("toBlock") - block("fromBlock") < 100
+    };
+    let url = server(net.anvil.endpoint(), few).await;
     let chain = Chain::connect(&url, net.deployment.clone()).await.unwrap();
     let store = Store::open(dir.path().join("cursor.redb"), &chain).unwrap();
     let mut cursor = Cursor::open(chain, store, "test", CursorOptions::default()).unwrap();

@@ -1,5 +1,6 @@
 //! The loop: news from the chain, a plan, its steps.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::channel::Channels;
 use crate::http;
 use crate::journal::{AnswerRecord, DemandRecord, JobRecord, Journal};
+use crate::known::Known;
 use crate::measure;
 use crate::plan::{Action, DemandView, JobView, Step, View, decide};
 use crate::work::{OpenJobs, Shared, unpoisoned};
@@ -29,11 +31,6 @@ use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Resul
 
 /// Jobs that the chain is asked about at a time.
 const LOOKS: usize = 32;
-/// Blocks after news of a job in which each is asked about it: a server that tells of an event may be another than the one that then tells
-/// of a state before it.
-const WARM: u64 = 16;
-/// Blocks after which a job is asked about that there are no news of.
-const STALE: u64 = 64;
 /// Longest pause after failures in a row.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause before a step with a deadline is tried again.
@@ -46,10 +43,7 @@ pub struct Node {
     shared: Arc<Shared>,
     cursor: Cursor,
     listener: Option<TcpListener>,
-    jobs: BTreeMap<U256, JobRecord>,
-    looks: HashMap<U256, Look>,
-    /// Jobs that something was heard of since the last look, or done for.
-    news: HashSet<U256>,
+    jobs: BTreeMap<U256, Known>,
     /// Jobs whose end a reorganisation may still take back, with the latest block when it was seen.
     ended: BTreeMap<U256, u64>,
     /// Of both.
@@ -100,7 +94,7 @@ impl Node {
         for record in journal.jobs()? {
             match record.ended {
                 Some(at) => drop(ended.insert(record.job.id, at)),
-                None => drop(jobs.insert(record.job.id, record)),
+                None => drop(jobs.insert(record.job.id, Known::new(record))),
             }
         }
         let demands = journal.demands()?.into_iter().map(|d| (d.opening, d)).collect();
@@ -111,8 +105,6 @@ impl Node {
             cursor,
             listener,
             jobs,
-            looks: HashMap::new(),
-            news: HashSet::new(),
             ended,
             demands,
             seen: None,
@@ -218,7 +210,7 @@ impl Node {
 
     fn measure(&self) {
         let shared = &self.shared;
-        let mine = self.jobs.values().filter(|r| r.mine);
+        let mine = self.jobs.values().map(|known| &known.record).filter(|r| r.mine);
         let unanswered = mine.clone().filter(|r| r.answer.is_none()).count();
         let open = OpenJobs { under_way: mine.count(), unanswered };
         *unpoisoned(&shared.open_jobs) = open;
@@ -234,7 +226,7 @@ impl Node {
             return Ok(());
         }
         if batch.replaced.is_some() {
-            self.looks.clear();
+            self.jobs.values_mut().for_each(Known::forget_chain);
             self.changed = true;
         }
         self.shared.reconsider_channels(batch)?;
@@ -245,7 +237,7 @@ impl Node {
             }
         }
         let before = self.ended.len();
-        self.ended.retain(|_, at| !batch.buries(*at));
+        self.ended.retain(|_, at| !batch.head.buries(*at));
         if self.ended.len() < before {
             let (jobs, ended) = (&self.jobs, &self.ended);
             let over = |d: &&DemandRecord| !jobs.contains_key(&d.job) && !ended.contains_key(&d.job);
@@ -262,7 +254,7 @@ impl Node {
     fn learn(&mut self, batch: &Batch) -> Result<()> {
         let me = self.shared.sender.account();
         for seen in &batch.events {
-            self.news.extend(seen.event.job().filter(|id| self.jobs.contains_key(id)));
+            self.heard(seen.event.job());
             match &seen.event {
                 Event::Market(e) => self.learn_market(e, me)?,
                 Event::Channels(e) => {
@@ -314,7 +306,7 @@ impl Node {
                 self.keep(known.unwrap_or(fresh))?;
             }
             IMarketEvents::JobAccepted(e) if e.node == me => {
-                if let Some(mut record) = self.jobs.get(&e.jobId).cloned() {
+                if let Some(mut record) = self.record(e.jobId) {
                     let Job { id: job, max_new, .. } = record.job;
                     let prompt_tokens = record.job.prompt.len();
                     if !record.mine {
@@ -332,9 +324,7 @@ impl Node {
             }
             // The chain's word stands above the journal's: it may be another process of the same account that answered.
             IMarketEvents::ResultSubmitted(e) if e.node == me => {
-                if let (Some(mut record), Some(tokens)) =
-                    (self.jobs.get(&e.jobId).cloned(), sequence::decode(&e.outputTokens))
-                {
+                if let (Some(mut record), Some(tokens)) = (self.record(e.jobId), sequence::decode(&e.outputTokens)) {
                     record.answer = Some(AnswerRecord { tokens, layers_root: e.layersRoot });
                     self.keep(record)?;
                 }
@@ -367,7 +357,18 @@ impl Node {
     }
 
     fn is_mine(&self, id: U256) -> bool {
-        self.jobs.get(&id).is_some_and(|r| r.mine)
+        self.jobs.get(&id).is_some_and(|known| known.record.mine)
+    }
+
+    fn record(&self, id: U256) -> Option<JobRecord> {
+        self.jobs.get(&id).map(|known| known.record.clone())
+    }
+
+    /// There may be something new about a job.
+    fn heard(&mut self, job: Option<U256>) {
+        if let Some(known) = job.and_then(|id| self.jobs.get_mut(&id)) {
+            known.heard();
+        }
     }
 
     /// As a job that something may follow for.
@@ -375,23 +376,28 @@ impl Node {
         let record = JobRecord { ended: None, ..record };
         self.shared.journal.put_job(&record)?;
         self.ended.remove(&record.job.id);
-        self.news.insert(record.job.id);
-        self.jobs.insert(record.job.id, record);
+        match self.jobs.entry(record.job.id) {
+            Entry::Vacant(vacant) => drop(vacant.insert(Known::new(record))),
+            Entry::Occupied(mut occupied) => {
+                occupied.get_mut().record = record;
+                occupied.get_mut().heard();
+            }
+        }
         Ok(())
     }
 
     /// Plans for `head` and begins what is due.
     async fn step(&mut self, head: Head) -> Result<()> {
-        let (view, states) = self.view(head).await?;
+        self.look_again(head).await?;
         let steps = crate::channel::redeem::decide(&self.shared.channels_view(head.timestamp).await?);
         let mut actions: Vec<Action> = steps.into_iter().map(Action::Channel).collect();
-        actions.extend(decide(&view));
+        actions.extend(decide(&self.view(head).await?));
         self.failures.retain(|action, _| actions.contains(action));
         let now = Instant::now();
         for action in actions {
             match action {
                 Action::Close(id) => {
-                    self.close(id, states.get(&id).copied().unwrap_or(JobState::None), head)?;
+                    self.close(id, head)?;
                     continue;
                 }
                 Action::Channel(Step::Close(batch)) => {
@@ -412,25 +418,24 @@ impl Node {
         Ok(())
     }
 
-    /// Joins the journal with the chain's state.
-    async fn view(&mut self, head: Head) -> Result<(View, HashMap<U256, JobState>)> {
+    /// Asks the chain about the jobs that may be otherwise by now.
+    async fn look_again(&mut self, head: Head) -> Result<()> {
         let open = self.shared.config.accept_open;
-        let due = self
-            .jobs
-            .keys()
-            .filter(|id| self.news.contains(id) || self.looks.get(id).is_none_or(|l| l.is_due(head, open)));
-        let due: Vec<U256> = due.copied().collect();
+        let due: Vec<U256> =
+            self.jobs.iter().filter(|(_, known)| known.is_due(head, open)).map(|(id, _)| *id).collect();
         let looks = stream::iter(due).map(|id| self.look(id, head));
         let looks: Vec<_> = looks.buffered(LOOKS).try_collect().await?;
         for (record, job) in looks.into_iter().flatten() {
-            let id = job.id;
-            let before = self.looks.get(&id).map(|l| l.news).filter(|_| !self.news.contains(&id));
-            self.looks.insert(id, Look { job, at: head.number, news: before.unwrap_or(head.number) });
-            self.jobs.insert(id, record);
+            if let Some(known) = self.jobs.get_mut(&job.id) {
+                known.found(record, job, head);
+            }
         }
-        self.news.clear();
-        let jobs: Vec<JobView> = self.jobs.keys().filter_map(|id| Some(self.looks.get(id)?.job.clone())).collect();
-        let states = jobs.iter().map(|job| (job.id, job.state)).collect();
+        Ok(())
+    }
+
+    /// Joins the journal with the chain's state.
+    async fn view(&self, head: Head) -> Result<View<'_>> {
+        let jobs = self.jobs.values().filter_map(Known::job).collect();
         let shared = &self.shared;
         let NodeConfig { accept_open, withdraw_at, .. } = shared.config;
         let withdrawable = match withdraw_at {
@@ -440,7 +445,7 @@ impl Node {
             }
             None => U256::ZERO,
         };
-        Ok((View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at }, states))
+        Ok(View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at })
     }
 
     /// A job as the journal and the chain have it; `None` if the journal does not.
@@ -512,8 +517,9 @@ impl Node {
         Ok(views)
     }
 
-    fn close(&mut self, id: U256, state: JobState, head: Head) -> Result<()> {
-        let Some(record) = self.jobs.get(&id).cloned() else { return Ok(()) };
+    fn close(&mut self, id: U256, head: Head) -> Result<()> {
+        let Some(known) = self.jobs.get(&id) else { return Ok(()) };
+        let (record, state) = (known.record.clone(), known.job().map_or(JobState::None, |job| job.state));
         // Events tell of the other ends, with their amounts.
         if record.mine && !matches!(state, JobState::Final | JobState::Slashed) {
             self.shared.sink.emit(NodeEvent::Closed { job: id, state: state.name() });
@@ -521,14 +527,13 @@ impl Node {
         self.shared.forget(id);
         self.shared.journal.put_job(&JobRecord { ended: Some(head.number), ..record })?;
         self.jobs.remove(&id);
-        self.looks.remove(&id);
         self.ended.insert(id, head.number);
         Ok(())
     }
 
     fn finished(&mut self, (action, result): (Action, Result<()>)) {
         self.under_way.remove(&action);
-        self.news.extend(action.job());
+        self.heard(action.job());
         self.changed = true;
         let Err(error) = result else {
             self.failures.remove(&action);
@@ -554,29 +559,6 @@ impl Node {
         if !overtaken && (times + 1).is_power_of_two() {
             self.shared.sink.emit(NodeEvent::Failed { action: describe(action), error: error.to_string() });
         }
-    }
-}
-
-/// A job as it was found.
-struct Look {
-    job: JobView,
-    /// The latest block then, and when there were last news of the job.
-    at: u64,
-    news: u64,
-}
-
-impl Look {
-    /// Whether it may be otherwise by now, though nothing was heard.
-    fn is_due(&self, head: Head, accept_open: bool) -> bool {
-        let waits = match self.job.state {
-            // What an open job offers rises with time.
-            JobState::Open => !accept_open && head.timestamp <= self.job.deadline,
-            JobState::Assigned | JobState::Submitted => {
-                head.timestamp <= self.job.deadline && self.job.demands.is_empty()
-            }
-            _ => false,
-        };
-        !waits || head.number <= self.news + WARM || head.number >= self.at + STALE
     }
 }
 

@@ -29,6 +29,7 @@ mod error;
 mod event;
 mod http;
 mod journal;
+mod known;
 mod measure;
 pub mod plan;
 mod prices;

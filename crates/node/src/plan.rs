@@ -39,11 +39,11 @@ pub struct JobView {
 
 /// All that a decision depends on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct View {
+pub struct View<'a> {
     /// The latest block's time.
     pub now: u64,
     /// Jobs that have not ended in the journal.
-    pub jobs: Vec<JobView>,
+    pub jobs: Vec<&'a JobView>,
     /// Whether the node takes open jobs.
     pub accept_open: bool,
     /// What the market owes the node.
@@ -97,7 +97,7 @@ impl Action {
 }
 
 /// The steps that are due, the most urgent first. Steps are idempotent: one that is under way is simply named again.
-pub fn decide(view: &View) -> Vec<Action> {
+pub fn decide(view: &View<'_>) -> Vec<Action> {
     let mut due: Vec<(u64, Action)> = Vec::new();
     for job in &view.jobs {
         decide_job(view, job, &mut due);
@@ -110,7 +110,7 @@ pub fn decide(view: &View) -> Vec<Action> {
     due.into_iter().map(|(_, action)| action).collect()
 }
 
-fn decide_job(view: &View, job: &JobView, due: &mut Vec<(u64, Action)>) {
+fn decide_job(view: &View<'_>, job: &JobView, due: &mut Vec<(u64, Action)>) {
     let JobView { id, deadline, mine, servable, executed, settled, covered, .. } = *job;
     let in_time = view.now <= deadline;
     match job.state {
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn at(now: u64, job: JobView) -> Vec<Action> {
-        decide(&View { now, jobs: vec![job], accept_open: true, ..View::default() })
+        decide(&View { now, jobs: vec![&job], accept_open: true, ..View::default() })
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
         assert_eq!(at(100, open.clone()), [Action::Accept(ID)]);
         assert_eq!(at(101, open.clone()), [Action::Close(ID)]);
         assert_eq!(at(50, JobView { servable: false, ..open.clone() }), []);
-        assert_eq!(decide(&View { jobs: vec![open], ..View::default() }), []);
+        assert_eq!(decide(&View { jobs: vec![&open], ..View::default() }), []);
 
         let assigned = job(JobState::Assigned);
         assert_eq!(at(100, assigned.clone()), [Action::Execute(ID)]);
@@ -200,7 +200,7 @@ mod tests {
         let executable = JobView { id: other, deadline: 200, ..job(JobState::Assigned) };
         let view = View {
             now: 120,
-            jobs: vec![challenged, executable],
+            jobs: vec![&challenged, &executable],
             withdrawable: U256::from(5),
             withdraw_at: Some(U256::from(5)),
             ..View::default()

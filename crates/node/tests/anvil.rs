@@ -3,6 +3,8 @@
 
 #[path = "../../chain/tests/support/devnet.rs"]
 mod devnet;
+#[path = "../../chain/tests/support/server.rs"]
+mod server;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 use alloy::primitives::{Address, B256, U256};
 use alloy::signers::local::PrivateKeySigner;
 use devnet::{Devnet, Params, UNIT, approve};
+use server::server;
 use sworn_bindings::{IChallenges, IMarket, IModels, JobState, ModelShape, Target, TargetKind, opening_id};
 use sworn_chain::{Error as ChainError, Intent, Sender, Store};
 use sworn_commit::{
@@ -546,27 +549,17 @@ async fn flaky_rpc(to: u16, down: Arc<AtomicBool>) -> String {
     url
 }
 
-/// Forwards to anvil and counts calls of contracts.
-async fn counting_rpc(to: u16, calls: Arc<AtomicU64>) -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let http = reqwest::Client::new();
-    let answer = move |body: String| {
-        calls.fetch_add(body.matches("\"eth_call\"").count() as u64, Ordering::Relaxed);
-        let request = http.post(format!("http://127.0.0.1:{to}")).header("content-type", "application/json").body(body);
-        async move { ([("content-type", "application/json")], request.send().await.unwrap().bytes().await.unwrap()) }
-    };
-    let router = axum::Router::new().route("/", axum::routing::post(answer));
-    tokio::spawn(async move { axum::serve(listener, router).await });
-    url
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn jobs_that_wait_for_the_end_of_their_windows_cost_few_requests() {
     let world = World::new(Params { window: 600, ..Params::default() }).await;
     world.node().await.stop().await;
     let calls = Arc::new(AtomicU64::new(0));
-    let rpc = counting_rpc(world.net.anvil.port(), calls.clone()).await;
+    let counted = calls.clone();
+    let count = move |request: &serde_json::Value| {
+        counted.fetch_add(request.to_string().matches("\"eth_call\"").count() as u64, Ordering::Relaxed);
+        true
+    };
+    let rpc = server(world.net.anvil.endpoint(), count).await;
     let chain = sworn_chain::Chain::connect(&rpc, world.net.deployment.clone()).await.unwrap();
     let chain = chain.with_poll(Duration::from_millis(5));
     let node = world.node_on(chain, world.config(), world.prover(), Arc::new(Honest)).await;

@@ -1,13 +1,15 @@
 //! All contracts on one chain in memory (revm): thousands of whole challenges in seconds, judged by the code that is deployed.
 
-use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
+use alloy::primitives::{Address, B256, Bytes, I256, TxKind, U256};
 use alloy::sol_types::{SolCall, SolEvent, SolValue};
 use revm::context::result::{ExecutionResult, Output};
 use revm::context::{BlockEnv, CfgEnv, TxEnv};
 use revm::database::{CacheDB, EmptyDB};
 use revm::primitives::hardfork::SpecId;
 use revm::{Context, ExecuteCommitEvm, MainBuilder, MainContext};
-use sworn_bindings::{IChallenges, IChannels, IDevToken, IERC20, IMarket, IModels, INodes, Revert, order_hash};
+use sworn_bindings::{
+    IChallenges, IChannels, IDevToken, IERC20, IMarket, IModels, INodes, IStepVerifier, Revert, order_hash,
+};
 use sworn_commit::{Hash, RunParams, sequence};
 use sworn_model::Model;
 
@@ -19,6 +21,9 @@ pub const USER: Address = Address::repeat_byte(0xA1);
 pub const NODE: Address = Address::repeat_byte(0xA2);
 /// Who challenges.
 pub const WATCHER: Address = Address::repeat_byte(0xA3);
+
+/// Gas of a transaction at most; [`Court::judge`] takes more.
+const GAS: u64 = 100_000_000;
 
 /// The chain: Prague's rules, so that calldata's floor price is in every figure of gas.
 pub struct Court {
@@ -38,6 +43,7 @@ pub struct Court {
     pub market: Address,
     /// Challenges.
     pub challenges: Address,
+    verifier: Address,
     /// The model that was registered last.
     pub model: B256,
 }
@@ -78,10 +84,11 @@ impl Court {
             nodes: zero,
             market: zero,
             challenges: zero,
+            verifier: zero,
             model: B256::ZERO,
         };
         w.token = w.create("DevToken", Vec::new());
-        let verifier = w.create("StepVerifier", Vec::new());
+        w.verifier = w.create("StepVerifier", Vec::new());
         w.models = w.create("Models", Vec::new());
         let at = |n| USER.create(w.created + n);
         let [nodes, market, channels, trials, challenges] = [0, 1, 2, 3, 4].map(at);
@@ -116,7 +123,7 @@ impl Court {
             challengerTurn: turn.try_into().unwrap(),
             demandFee: 1000,
         };
-        w.challenges = w.create("Challenges", (market, trials, w.models, verifier, turns).abi_encode_params());
+        w.challenges = w.create("Challenges", (market, trials, w.models, w.verifier, turns).abi_encode_params());
         assert_eq!((w.nodes, w.market, w.challenges), (nodes, market, challenges));
         for who in [USER, NODE, WATCHER] {
             w.send(who, w.token, &IDevToken::mintCall { to: who, amount: U256::from(1) << 100 });
@@ -127,12 +134,12 @@ impl Court {
         w
     }
 
-    fn run(&mut self, from: Address, kind: TxKind, data: Bytes) -> ExecutionResult {
+    fn run(&mut self, from: Address, kind: TxKind, data: Bytes, gas: u64) -> ExecutionResult {
         let mut cfg = CfgEnv::default();
         cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
         cfg.disable_nonce_check = true;
         let context = Context::mainnet().with_db(&mut self.db).with_block(self.block.clone()).with_cfg(cfg);
-        let tx = TxEnv::builder().caller(from).kind(kind).data(data).gas_limit(100_000_000).gas_price(0);
+        let tx = TxEnv::builder().caller(from).kind(kind).data(data).gas_limit(gas).gas_price(0);
         context.build_mainnet().transact_commit(tx.build().unwrap()).unwrap()
     }
 
@@ -140,7 +147,7 @@ impl Court {
         let mut code = creation_code(name).unwrap_or_else(|e| panic!("{e}"));
         code.extend(arguments);
         self.created += 1;
-        match self.run(USER, TxKind::Create, code.into()) {
+        match self.run(USER, TxKind::Create, code.into(), GAS) {
             ExecutionResult::Success { output: Output::Create(_, Some(address)), .. } => address,
             other => panic!("{name}: {other:?}"),
         }
@@ -154,7 +161,7 @@ impl Court {
     /// # Panics
     /// It runs out of gas.
     pub fn call<C: SolCall>(&mut self, from: Address, to: Address, call: &C) -> Result<Done<C::Return>, Revert> {
-        let result = self.run(from, TxKind::Call(to), call.abi_encode().into());
+        let result = self.run(from, TxKind::Call(to), call.abi_encode().into(), GAS);
         let gas = result.tx_gas_used();
         match result {
             ExecutionResult::Success { output, logs, .. } => {
@@ -172,6 +179,17 @@ impl Court {
     pub fn send<C: SolCall>(&mut self, from: Address, to: Address, call: &C) -> (u64, C::Return) {
         let done = self.call(from, to, call).unwrap_or_else(|e| panic!("{}: {e}", C::SIGNATURE));
         (done.gas, done.returned)
+    }
+
+    /// The claimed and the computed value, if the verifier accepts the witness for so much gas.
+    pub fn judge(&mut self, call: &IStepVerifier::judgeCall, gas: u64) -> Option<(I256, I256)> {
+        let ExecutionResult::Success { output, .. } =
+            self.run(WATCHER, TxKind::Call(self.verifier), call.abi_encode().into(), gas)
+        else {
+            return None;
+        };
+        let verdict = IStepVerifier::judgeCall::abi_decode_returns(output.data()).unwrap();
+        Some((verdict.claimed, verdict.computed))
     }
 
     /// Lets time pass, in blocks of a second.

@@ -114,44 +114,12 @@ pub fn root() -> PathBuf {
 /// # Errors
 /// It is not built.
 pub fn creation_code(name: &str) -> Result<Vec<u8>> {
-    code(name, "bytecode")
-}
-
-/// Code of a deployed contract without immutables, as forge built it.
-///
-/// # Errors
-/// It is not built.
-pub fn runtime_code(name: &str) -> Result<Vec<u8>> {
-    code(name, "deployedBytecode")
-}
-
-/// Code of the deployed judge, whose other half is at `head`, and of that half.
-///
-/// # Errors
-/// They are not built.
-pub fn judge_code(head: Address) -> Result<[Vec<u8>; 2]> {
-    let (path, json) = artifact("StepVerifier")?;
-    let mut judge = runtime_code("StepVerifier")?;
-    // Its only immutable is the other half's address.
-    let places = json["deployedBytecode"]["immutableReferences"].as_object().into_iter().flatten();
-    for place in places.flat_map(|(_, at)| at.as_array().into_iter().flatten()) {
-        let start = place["start"].as_u64().unwrap_or(u64::MAX) as usize;
-        let word = start.checked_add(32).and_then(|end| judge.get_mut(start..end));
-        word.ok_or_else(|| DevnetError::Artifact(path.clone()))?.copy_from_slice(head.into_word().as_slice());
-    }
-    Ok([judge, runtime_code("HeadVerifier")?])
-}
-
-fn artifact(name: &str) -> Result<(PathBuf, serde_json::Value)> {
     let path = root().join(format!("out/{name}.sol/{name}.json"));
-    let json = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
-    json.map(|json| (path.clone(), json)).ok_or(DevnetError::Artifact(path))
-}
-
-fn code(name: &str, which: &str) -> Result<Vec<u8>> {
-    let (path, json) = artifact(name)?;
-    let decoded = json[which]["object"].as_str().and_then(|object| hex::decode(object).ok());
-    decoded.ok_or(DevnetError::Artifact(path))
+    let artifact = || -> Option<Vec<u8>> {
+        let json: serde_json::Value = serde_json::from_str(&std::fs::read_to_string(&path).ok()?).ok()?;
+        hex::decode(json["bytecode"]["object"].as_str()?).ok()
+    };
+    artifact().ok_or(DevnetError::Artifact(path))
 }
 
 fn anvil_binary() -> Result<PathBuf> {

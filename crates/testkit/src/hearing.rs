@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use alloy::primitives::{Address, B256, Bytes, U256};
 use alloy::sol_types::SolCall;
 use rand::rngs::StdRng;
-use rand::seq::IndexedRandom;
+use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use sworn_bindings::{Claim, IChallenges, IERC20, IMarket, INodes, JobState, Revert, Witness};
 use sworn_commit::witness;
@@ -161,23 +161,26 @@ impl<'c> Hearing<'c> {
         self.over();
     }
 
-    /// One thing that nobody may do now; `open` is what the node has yet to answer, with the right answers.
+    /// One thing that nobody may do now; `open` is what the node has yet to answer, with the right answers. What has its moment within a
+    /// move, or at the end, is tried there.
     pub fn meddle(&mut self, open: &[(Target, Vec<u8>)], now: u64) {
-        let Some(trick) = self.tricks.choose(&mut self.rng).copied() else { return };
+        let mut tricks = self.tricks.clone();
+        tricks.shuffle(&mut self.rng);
         self.at(now);
-        let chosen = open.choose(&mut self.rng).and_then(|(t, data)| Some((*t, self.answer_call(t, data)?)));
-        match (trick, chosen) {
-            (_, Some((t, call))) if self.meddle_with_an_answer(trick, t, call.clone()) => {}
-            (Trick::AsksNothing | Trick::AsksRaggedly | Trick::AsksTooMuch, _)
-            | (Trick::Underpays | Trick::AsksForNoToken | Trick::AsksAnUnknownModel, _) => self.ask_badly(trick),
-            _ => self.meddle_with_the_job(trick),
+        let owed = open.choose(&mut self.rng).and_then(|(t, data)| Some((*t, self.answer_call(t, data)?)));
+        for trick in tricks {
+            let with_it = owed.as_ref().is_some_and(|(t, call)| self.meddles_with_an_answer(trick, *t, call));
+            if with_it || self.meddles_with_the_job(trick) || self.asks_badly(trick) {
+                break;
+            }
         }
         self.at(now);
     }
 
-    /// Whether the trick is one with an answer that the node owes.
-    fn meddle_with_an_answer(&mut self, trick: Trick, t: Target, mut call: IChallenges::answerCall) -> bool {
+    /// Tries this with an answer that the node owes, if it can be tried with one.
+    fn meddles_with_an_answer(&mut self, trick: Trick, t: Target, call: &IChallenges::answerCall) -> bool {
         let challenges = self.court.challenges;
+        let mut call = call.clone();
         match trick {
             Trick::AnswersLate => {
                 self.court.block.timestamp = U256::from(self.demanded[&t].deadline) + U256::ONE;
@@ -192,7 +195,8 @@ impl<'c> Hearing<'c> {
                 self.refuse(trick, NODE, challenges, &call);
             }
             Trick::AnswersPartly => {
-                call.data = Bytes::copy_from_slice(&call.data[..self.rng.random_range(0..call.data.len())]);
+                let part = self.rng.random_range(0..call.data.len());
+                call.data.truncate(part);
                 self.refuse(trick, NODE, challenges, &call);
             }
             Trick::AnswersAtAnotherLength => {
@@ -210,19 +214,18 @@ impl<'c> Hearing<'c> {
         true
     }
 
-    fn meddle_with_the_job(&mut self, trick: Trick) {
+    /// Tries this with the job or what was said of it before, if it can be tried with that.
+    fn meddles_with_the_job(&mut self, trick: Trick) -> bool {
         let (challenges, market, nodes) = (self.court.challenges, self.court.market, self.court.nodes);
         let job = self.job;
         match trick {
             Trick::AnswersTwice => {
-                if let Some(call) = self.answered.choose(&mut self.rng).cloned() {
-                    self.refuse(trick, NODE, challenges, &call);
-                }
+                let Some(call) = self.answered.choose(&mut self.rng).cloned() else { return false };
+                self.refuse(trick, NODE, challenges, &call);
             }
             Trick::DemandsTwice => {
-                if let Some(call) = self.last.clone() {
-                    self.refuse(trick, USER, challenges, &call);
-                }
+                let Some(call) = self.last.clone() else { return false };
+                self.refuse(trick, USER, challenges, &call);
             }
             Trick::TakesPayEarly => self.refuse(trick, NODE, market, &IMarket::finalizeCall { jobId: job }),
             Trick::CancelsLate => self.refuse(trick, USER, market, &IMarket::cancelJobCall { jobId: job }),
@@ -244,12 +247,13 @@ impl<'c> Hearing<'c> {
                 };
                 self.refuse(trick, NODE, market, &again);
             }
-            _ => {}
+            _ => return false,
         }
+        true
     }
 
-    /// A purchase that the market does not admit.
-    fn ask_badly(&mut self, trick: Trick) {
+    /// Tries a purchase that the market does not admit, if this is one.
+    fn asks_badly(&mut self, trick: Trick) -> bool {
         let mut call = IMarket::createJobCall {
             modelId: self.court.model,
             node: NODE,
@@ -266,9 +270,11 @@ impl<'c> Hearing<'c> {
             Trick::AsksForNoToken => call.maxNew = 0,
             Trick::AsksAnUnknownModel => call.modelId = B256::from(self.rng.random::<[u8; 32]>()),
             // A token of the prompt costs 1, four of the answer 2 each.
-            _ => call.maxPrice = self.rng.random_range(0..9),
+            Trick::Underpays => call.maxPrice = self.rng.random_range(0..9),
+            _ => return false,
         }
         self.refuse(trick, USER, self.court.market, &call);
+        true
     }
 
     /// What can be tried once a job has ended.

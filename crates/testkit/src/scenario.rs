@@ -27,6 +27,11 @@ const SILENCE: Duration = Duration::from_secs(6);
 
 type Result<T, E = DevnetError> = std::result::Result<T, E>;
 
+/// A prompt of so many tokens, all within the synthetic model's vocabulary.
+pub fn prompt(tokens: u32) -> Vec<u32> {
+    (0..tokens).map(|i| 3 + (i * 29 + 5) % 300).collect()
+}
+
 /// A chain, a model, and three parties.
 pub struct Stage {
     /// The chain.

@@ -10,7 +10,7 @@ use sworn_bindings::JobState;
 use sworn_model::SyntheticSpec;
 use sworn_testkit::devnet::{DevnetError, Terms};
 use sworn_testkit::process::Process;
-use sworn_testkit::scenario::{Stage, eventually};
+use sworn_testkit::scenario::{Stage, eventually, prompt};
 use sworn_testkit::tried::tried;
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
@@ -19,10 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(240);
 const LEAST: u32 = 20;
 
 type Result<T, E = DevnetError> = std::result::Result<T, E>;
-
-fn prompt(tokens: u32) -> Vec<u32> {
-    (0..tokens).map(|i| 3 + (i * 29 + 5) % 300).collect()
-}
 
 /// `dies_at_writes`, which is built beside the tests.
 fn library() -> PathBuf {

@@ -15,7 +15,7 @@ use sworn_model::{Message, Model};
 use sworn_testkit::devnet::{DevnetError, PURSE};
 use sworn_testkit::liar::perturb;
 use sworn_testkit::process::Process;
-use sworn_testkit::scenario::Stage;
+use sworn_testkit::scenario::{Stage, prompt};
 use sworn_testkit::tried::tried;
 use sworn_watcher::{Config, watch};
 use tokio::task::JoinHandle;
@@ -75,10 +75,6 @@ impl Drop for Watcher {
     }
 }
 
-fn prompt() -> Vec<u32> {
-    (0..21).map(|i| 3 + (i * 29 + 5) % 300).collect()
-}
-
 struct Played {
     lied: Value,
     watcher: Watcher,
@@ -104,7 +100,7 @@ impl Played {
 
 /// Lies, watches, and returns when the job is slashed, everything is withdrawn and every token accounted for.
 async fn play(lie: &str, seed: u64) -> Played {
-    play_on(Stage::synthetic(1).await.unwrap(), lie, seed, &prompt(), 8, &[]).await
+    play_on(Stage::synthetic(1).await.unwrap(), lie, seed, &prompt(21), 8, &[]).await
 }
 
 async fn play_on(stage: Stage, lie: &str, seed: u64, prompt: &[u32], max_new: u32, more: &[&str]) -> Played {
@@ -269,7 +265,7 @@ async fn lie_interactive() {
 async fn a_restarted_watcher_goes_on() {
     let stage = Stage::synthetic(2).await.unwrap();
     let liar = stage.liar(Path::new(LIAR), &["--lie", "ROW_SUM+interactive", "--seed", "15"]).await.unwrap();
-    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
     let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
     let mut told = Vec::new();
     // Killed after every step of the challenge.
@@ -299,7 +295,7 @@ async fn a_slash_that_a_reorganisation_takes_back_comes_again() {
     let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR", "--seed", "17"]).await.unwrap();
     // The job is much older than its end.
     liar.hold(true).unwrap();
-    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
     stage.net.mine(sworn_chain::REACH + 20).await.unwrap();
     liar.hold(false).unwrap();
     stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
@@ -325,7 +321,7 @@ async fn two_watchers_share_one_reward() {
     let second = stage.net.actor("second").await.unwrap();
     let liar = stage.liar(Path::new(LIAR), &["--lie", "GAIN+interactive", "--seed", "16"]).await.unwrap();
     let watchers = [stage.watch(&[]).unwrap(), stage.watch_as(&second, &[]).unwrap()];
-    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
     let start = Instant::now();
     let told = |event: &str| watchers.iter().filter(|w| w.events().iter().any(|e| e["event"] == event)).count();
     while told("proven") == 0 {
@@ -358,7 +354,7 @@ async fn honest_nodes_are_paid_and_broken_watchers_silent() {
     let stage = Stage::synthetic(3).await.unwrap();
     let node = stage.node(&[]).await.unwrap();
     let watcher = Watcher::start(&stage);
-    let job = stage.ask(&prompt(), 8).await.unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
     let submitted = stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
     wait(&watcher, "audited").await;
     assert_eq!(watcher.named("audited")[0]["ok"], true);

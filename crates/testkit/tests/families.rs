@@ -5,21 +5,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use alloy::primitives::{Address, Bytes, I256, TxKind};
-use alloy::sol_types::SolCall;
-use revm::context::TxEnv;
-use revm::context::result::ExecutionResult;
-use revm::database::{CacheDB, EmptyDB};
-use revm::primitives::hardfork::SpecId;
-use revm::state::{AccountInfo, Bytecode};
-use revm::{Context, ExecuteEvm, MainBuilder, MainContext};
+use alloy::primitives::{Address, I256};
 use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
 use sworn_commit::{RunParams, TraceDims, TraceTree, sequence, tensor};
 use sworn_engine::{Backend, Cpu, Request, generate, replay};
 use sworn_isa::sampling::Q12_ONE;
 use sworn_isa::{Opcode, Sampling};
 use sworn_model::{ImportOptions, import};
-use sworn_testkit::devnet::judge_code;
+use sworn_testkit::court::Court;
 use sworn_testkit::tamper::{self, Wanted};
 use sworn_watcher::Executor;
 use sworn_watcher::game::{Game, Kind, Opening, OpeningState};
@@ -30,8 +23,8 @@ use sworn_watcher::solver::{self, Accusation, Asked, Clock, Learned, Move};
 mod hf_directory;
 
 const FAMILIES: [&str; 6] = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"];
-const VERIFIER: Address = Address::repeat_byte(0x11);
-const HEAD: Address = Address::repeat_byte(0x22);
+/// What a transaction may cost.
+const GAS: u64 = 1 << 24;
 /// Beyond the tests' clock.
 const LATE: u64 = 1_000;
 
@@ -104,30 +97,8 @@ fn dims(executor: &Executor, prompt: &[u32], story: &Story) -> TraceDims {
     TraceDims { layers, n_in: prompt.len() as u32, n_out: story.tokens.len() as u32 }
 }
 
-fn judge(code: &[Bytes; 2], call: &IStepVerifier::judgeCall) -> (I256, I256) {
-    let mut db = CacheDB::new(EmptyDB::new());
-    for (at, code) in [VERIFIER, HEAD].into_iter().zip(code) {
-        db.insert_account_info(at, AccountInfo::default().with_code(Bytecode::new_raw(code.clone())));
-    }
-    let mut context = Context::mainnet().with_db(db);
-    context.cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
-    context.cfg.disable_nonce_check = true;
-    context.block.gas_limit = u64::MAX;
-    let mut evm = context.build_mainnet();
-    // What a transaction may cost.
-    let tx =
-        TxEnv::builder().kind(TxKind::Call(VERIFIER)).data(call.abi_encode().into()).gas_limit(1 << 24).gas_price(0);
-    match evm.transact_one(tx.build().unwrap()).unwrap() {
-        ExecutionResult::Success { output, .. } => {
-            let verdict = IStepVerifier::judgeCall::abi_decode_returns(output.data()).unwrap();
-            (verdict.claimed, verdict.computed)
-        }
-        other => panic!("the judge does not accept the witness: {other:?}"),
-    }
-}
-
 /// Has the contract confirm an accusation.
-fn convict(code: &[Bytes; 2], executor: &Executor, prompt: &[u32], run: &RunParams, story: &Story, a: &Accusation) {
+fn convict(court: &mut Court, executor: &Executor, prompt: &[u32], run: &RunParams, story: &Story, a: &Accusation) {
     let model = executor.model();
     let (input, output) = (sequence::hash(prompt), sequence::hash(&story.tokens));
     let call = IStepVerifier::judgeCall {
@@ -136,7 +107,7 @@ fn convict(code: &[Bytes; 2], executor: &Executor, prompt: &[u32], run: &RunPara
         claim: Claim::from(a.claim),
         witness: Witness::from(&a.proof.witness),
     };
-    let (claimed, computed) = judge(code, &call);
+    let (claimed, computed) = court.judge(&call, GAS).expect("the verifier accepts the witness");
     assert_ne!(claimed, computed, "{}", a.opcode);
     assert_eq!(computed, I256::try_from(a.proof.computed).unwrap(), "{}", a.opcode);
     assert_eq!(claimed, I256::try_from(a.proof.claimed).unwrap(), "{}", a.opcode);
@@ -144,7 +115,7 @@ fn convict(code: &[Bytes; 2], executor: &Executor, prompt: &[u32], run: &RunPara
 
 #[test]
 fn every_operator_of_every_family_can_be_convicted() {
-    let code = judge_code(HEAD).unwrap_or_else(|e| panic!("{e}")).map(Bytes::from);
+    let mut court = Court::new(600, 60);
     let dir = tempfile::tempdir().unwrap();
     let mut convicted = BTreeSet::new();
     let mut programs = BTreeSet::new();
@@ -177,7 +148,7 @@ fn every_operator_of_every_family_can_be_convicted() {
             let story = Story { tokens: lie.generation.tokens, tree: lie.generation.trace.tree, cpu: lie.cpu };
             let accusation = accuse(&executor, &prompt, &run, &story).unwrap();
             assert_eq!(accusation.opcode, *opcode, "{name}");
-            convict(&code, &executor, &prompt, &run, &story, &accusation);
+            convict(&mut court, &executor, &prompt, &run, &story, &accusation);
             convicted.insert(*opcode as u8);
             proofs += 1;
         }
@@ -189,7 +160,7 @@ fn every_operator_of_every_family_can_be_convicted() {
 /// A right trace of tokens that the draw would not have given: other noise, or a token that a cut excludes.
 #[test]
 fn a_token_that_was_not_drawn_is_convicted() {
-    let code = judge_code(HEAD).unwrap_or_else(|e| panic!("{e}")).map(Bytes::from);
+    let mut court = Court::new(600, 60);
     let dir = tempfile::tempdir().unwrap();
     let cpu = family("qwen3", dir.path());
     let executor = Executor::new(Arc::new(cpu.clone())).unwrap();
@@ -212,6 +183,6 @@ fn a_token_that_was_not_drawn_is_convicted() {
         let story = Story { tokens, tree: own.trace, cpu: cpu.clone() };
         let accusation = accuse(&executor, &prompt, &run, &story).unwrap();
         assert_eq!((accusation.opcode, accusation.claim.row), (Opcode::Sample, wrong as u32));
-        convict(&code, &executor, &prompt, &run, &story, &accusation);
+        convict(&mut court, &executor, &prompt, &run, &story, &accusation);
     }
 }

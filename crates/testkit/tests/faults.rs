@@ -19,7 +19,7 @@ use sworn_testkit::actors::Actor;
 use sworn_testkit::devnet::{DevnetError, free_port};
 use sworn_testkit::faulty::FaultyRpc;
 use sworn_testkit::process::Process;
-use sworn_testkit::scenario::{Stage, eventually};
+use sworn_testkit::scenario::{Stage, eventually, prompt};
 use sworn_testkit::tried::{times, tried};
 use sworn_testkit::weather::Weather;
 
@@ -92,10 +92,6 @@ struct Game {
     told: Mutex<Told>,
 }
 
-fn prompt() -> Vec<u32> {
-    (0..15).map(|i| 3 + (i * 29 + 5) % 300).collect()
-}
-
 impl Game {
     /// Everybody is there, and nothing has failed yet: a program that starts on a dead server says so and ends.
     async fn set_up(seed: u64) -> Result<Game> {
@@ -142,7 +138,7 @@ impl Game {
 
     /// From the question to the last token.
     async fn play(&self) -> Result<Met> {
-        let job = self.stage.ask(&prompt(), 6).await?;
+        let job = self.stage.ask(&prompt(15), 6).await?;
         // The user's own transactions are nobody's to lose.
         self.stage.net.settle().await?;
         let clients = [&self.nodes[0], &self.watchers[0]];

@@ -14,15 +14,11 @@ use sworn_receipts::{Domain, SignedReceipt, place, sign_sync};
 use sworn_testkit::buyer::Buyer;
 use sworn_testkit::devnet::{DevnetError, PURSE, free_port};
 use sworn_testkit::process::Process;
-use sworn_testkit::scenario::{OUTPUT_PRICE, STAKE, Stage};
+use sworn_testkit::scenario::{OUTPUT_PRICE, STAKE, Stage, prompt};
 
 const LIAR: &str = env!("CARGO_BIN_EXE_sworn-liar");
 const PATIENCE: Duration = Duration::from_secs(100);
 const DEPOSIT: u128 = PURSE / 10;
-
-fn prompt() -> Vec<u32> {
-    (0..21).map(|i| 3 + (i * 29 + 5) % 300).collect()
-}
 
 /// Waits for an event; the message of a failure has what both sides told.
 async fn heard(process: &Process, other: &Process, event: &str) -> Value {
@@ -73,7 +69,7 @@ async fn convicted(lie: &str, hides: bool) {
     let liar = stage.liar(Path::new(LIAR), &["--lie", lie, "--seed", "4", "--redeem-at", "1"]).await.unwrap();
     let watcher = stage.watch(&[]).unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
-    let (tokens, signed) = buyer.ask(&prompt(), 8).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(21), 8).await.unwrap();
     let lied = heard(&liar, &watcher, "lied").await;
     let seen = heard(&watcher, &liar, "batch_seen").await;
     assert_eq!(
@@ -123,9 +119,9 @@ async fn who_holds_a_false_receipt_can_bring_it_to_trial() {
     let stage = Stage::synthetic(3).await.unwrap();
     let liar = stage.liar(Path::new(LIAR), &["--lie", "MIX", "--seed", "4", "--redeem-at", "1"]).await.unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
-    let (tokens, signed) = buyer.ask(&prompt(), 8).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(21), 8).await.unwrap();
     let file = stage.net.dir.path().join("receipt.json");
-    std::fs::write(&file, buyer.file(&prompt(), &tokens, &signed).unwrap().to_string()).unwrap();
+    std::fs::write(&file, buyer.file(&prompt(21), &tokens, &signed).unwrap().to_string()).unwrap();
     batch_is(&stage, BatchState::Pending).await.unwrap();
     let lodge = stage.lodge(&file).unwrap();
     let lied = heard(&liar, &lodge, "lied").await;
@@ -144,7 +140,7 @@ async fn two_receipts_for_one_request_cost_the_whole_stake() {
     let stage = Stage::synthetic(3).await.unwrap();
     let _node = stage.node(&["--redeem-at", "100"]).await.unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
-    let (tokens, signed) = buyer.ask(&prompt(), 4).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(21), 4).await.unwrap();
     let domain = Domain { chain_id: stage.net.deployment.chain_id, channels: stage.net.deployment.channels };
     let (mut other, mut next) = (signed.receipt.clone(), signed.receipt.clone());
     (other.price, other.cumulative, next.request) = (other.price + 1, other.cumulative + 1, next.request + 1);
@@ -154,7 +150,7 @@ async fn two_receipts_for_one_request_cost_the_whole_stake() {
     };
     let files = [&signed, &sign(other), &sign(next)].map(|signed| {
         let file = stage.net.dir.path().join(format!("{}.json", domain.digest(&signed.receipt)));
-        std::fs::write(&file, buyer.file(&prompt(), &tokens, signed).unwrap().to_string()).unwrap();
+        std::fs::write(&file, buyer.file(&prompt(21), &tokens, signed).unwrap().to_string()).unwrap();
         file
     });
     let [first, second, third] = files.each_ref().map(|f| f.to_str().unwrap());
@@ -177,9 +173,9 @@ async fn a_right_receipt_is_not_brought_to_trial() {
     let stage = Stage::synthetic(3).await.unwrap();
     let node = stage.node(&["--redeem-at", "100"]).await.unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
-    let (tokens, signed) = buyer.ask(&prompt(), 4).await.unwrap();
+    let (tokens, signed) = buyer.ask(&prompt(21), 4).await.unwrap();
     let file = stage.net.dir.path().join("receipt.json");
-    std::fs::write(&file, buyer.file(&prompt(), &tokens, &signed).unwrap().to_string()).unwrap();
+    std::fs::write(&file, buyer.file(&prompt(21), &tokens, &signed).unwrap().to_string()).unwrap();
     let (status, told) = stage.lodge(&file).unwrap().ended(PATIENCE).await.unwrap();
     assert!(!status.success() && told.contains("there is nothing to challenge"), "{told}");
     assert!(stage.net.chain.trials().jobOf(sworn_digest(&stage, &signed)).call().await.unwrap().is_zero());
@@ -197,7 +193,7 @@ async fn a_batch_with_a_hidden_receipt_is_void() {
     let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR+mute", "--redeem-at", "1"]).await.unwrap();
     let watcher = stage.watch(&[]).unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
-    buyer.ask(&prompt(), 4).await.unwrap();
+    buyer.ask(&prompt(21), 4).await.unwrap();
     let read = heard(&watcher, &liar, "receipts_read").await;
     assert_eq!(read["served"], false, "{read}");
     stage.net.skip(stage.terms.channels.window.to::<u64>() / 2 + 1).await.unwrap();
@@ -222,7 +218,7 @@ async fn a_dry_run_says_what_it_would_do_and_ends() {
     let _liar =
         stage.liar(Path::new(LIAR), &["--lie", "MIX+interactive", "--redeem-at", &PURSE.to_string()]).await.unwrap();
     let mut buyer = Buyer::open(&stage, DEPOSIT).await.unwrap();
-    let (_, signed) = buyer.ask(&prompt(), 4).await.unwrap();
+    let (_, signed) = buyer.ask(&prompt(21), 4).await.unwrap();
     // On trial, with tokens that only a demand would bring.
     let d = &stage.net.deployment;
     let fees = IERC20::approveCall { spender: d.channels, value: U256::MAX };
@@ -251,7 +247,7 @@ async fn an_honest_nodes_receipts_are_audited_and_paid() {
     let mut asked = 0;
     // Until a batch is due, and no answer more: what comes after it would make a second one.
     while price < PURSE / 10_000 * 3 {
-        let (_, signed) = buyer.ask(&prompt(), 6 + asked).await.unwrap();
+        let (_, signed) = buyer.ask(&prompt(21), 6 + asked).await.unwrap();
         (price, asked) = (price + signed.receipt.price, asked + 1);
     }
     let seen = heard(&watcher, &node, "batch_seen").await;

@@ -2,54 +2,17 @@
 //! whole proof: descriptor, pages, weight rows, tables, tokens and cached positions with their Merkle paths.
 #![allow(clippy::print_stdout, reason = "the counts are the report")]
 
-use alloy::primitives::{Address, B256, Bytes, I256, TxKind};
-use alloy::sol_types::SolCall;
-use revm::context::TxEnv;
-use revm::context::result::ExecutionResult;
-use revm::database::{CacheDB, EmptyDB};
-use revm::primitives::hardfork::SpecId;
-use revm::state::{AccountInfo, Bytecode};
-use revm::{Context, ExecuteEvm, MainBuilder, MainContext};
+use alloy::primitives::{B256, Bytes, I256};
 use sworn_bindings::{Claim, IStepVerifier, ModelShape, TraceContext, Witness};
 use sworn_isa::Opcode;
 use sworn_testkit::cases::{Case, OperandData, cases};
-use sworn_testkit::devnet::judge_code;
+use sworn_testkit::court::Court;
 use sworn_testkit::fixture::{Fixture, Part};
 use sworn_testkit::tried::tried;
 
 const CASES: usize = 10_000;
-const VERIFIER: Address = Address::repeat_byte(0x11);
-const HEAD: Address = Address::repeat_byte(0x22);
-
-fn code() -> [Bytes; 2] {
-    judge_code(HEAD).unwrap_or_else(|e| panic!("{e}")).map(Bytes::from)
-}
-
-/// Calls `judge`; `None` if it reverts.
-fn judge(code: &[Bytes; 2], calls: &[IStepVerifier::judgeCall]) -> Vec<Option<(I256, I256)>> {
-    let mut db = CacheDB::new(EmptyDB::new());
-    for (at, code) in [VERIFIER, HEAD].into_iter().zip(code) {
-        db.insert_account_info(at, AccountInfo::default().with_code(Bytecode::new_raw(code.clone())));
-    }
-    let mut context = Context::mainnet().with_db(db);
-    context.cfg.set_spec_and_mainnet_gas_params(SpecId::PRAGUE);
-    context.cfg.disable_nonce_check = true;
-    // A judge's gas is measured elsewhere; here a whole tensor may be opened at once.
-    context.block.gas_limit = u64::MAX;
-    let mut evm = context.build_mainnet();
-    let run = |call: &IStepVerifier::judgeCall| {
-        let data = call.abi_encode();
-        let tx = TxEnv::builder().kind(TxKind::Call(VERIFIER)).data(data.into()).gas_limit(1 << 28).gas_price(0);
-        match evm.transact_one(tx.build().unwrap()).unwrap() {
-            ExecutionResult::Success { output, .. } => {
-                let r = IStepVerifier::judgeCall::abi_decode_returns(output.data()).unwrap();
-                Some((r.claimed, r.computed))
-            }
-            _ => None,
-        }
-    };
-    calls.iter().map(run).collect()
-}
+/// A judge's gas is measured elsewhere; here a whole tensor may be opened at once.
+const GAS: u64 = 1 << 28;
 
 fn call(fixture: &Fixture, element: u32) -> (IStepVerifier::judgeCall, i64, i64) {
     let (claim, proof) = fixture.prove(element).unwrap();
@@ -73,7 +36,7 @@ fn judged(case: &Case, at: usize, lie: bool) -> (IStepVerifier::judgeCall, i64, 
 }
 
 fn run_opcode(opcode: Opcode) {
-    let code = code();
+    let mut court = Court::new(600, 60);
     let mut lies = 0;
     for (n, chunk) in cases(opcode, 0xa0).take(CASES).collect::<Vec<_>>().chunks(500).enumerate() {
         let mut expected = Vec::new();
@@ -92,9 +55,9 @@ fn run_opcode(opcode: Opcode) {
             call
         });
         let calls: Vec<_> = calls.collect();
-        for ((case, want), got) in chunk.iter().zip(expected).zip(judge(&code, &calls)) {
+        for ((case, want), call) in chunk.iter().zip(expected).zip(&calls) {
             let want = (I256::try_from(want.0).unwrap(), I256::try_from(want.1).unwrap());
-            assert_eq!(got, Some(want), "{opcode}: {case:?}");
+            assert_eq!(court.judge(call, GAS), Some(want), "{opcode}: {case:?}");
         }
     }
     println!("{:12} {lies} of the cases are lies", opcode.name());
@@ -128,7 +91,7 @@ opcodes! {
 /// I7: a proof with any byte changed is rejected or leaves the verdict as it is (a hint that names another index may).
 #[test]
 fn any_changed_byte_of_a_proof_is_rejected() {
-    let code = code();
+    let mut court = Court::new(600, 60);
     let mut flips = 0;
     for opcode in Opcode::ALL {
         // A case with proofs of some depth that reads all it can, so that there is something to flip.
@@ -141,7 +104,7 @@ fn any_changed_byte_of_a_proof_is_rejected() {
         });
         let case = case.unwrap();
         let (honest, claimed, computed) = judged(&case, case.expected.len() - 1, false);
-        let verdict = judge(&code, std::slice::from_ref(&honest))[0];
+        let verdict = court.judge(&honest, GAS);
         assert_eq!(verdict, Some((I256::try_from(claimed).unwrap(), I256::try_from(computed).unwrap())), "{opcode}");
         let mut calls = Vec::new();
         let flip = |b: &mut [u8], i: usize| b[i] ^= 1 << (i % 8);
@@ -182,8 +145,8 @@ fn any_changed_byte_of_a_proof_is_rejected() {
             hashes(&r.leafProof, &mut |v| with(&|w| w.reads[k].leafProof = v.clone()));
         }
         flips += calls.len();
-        for (call, got) in calls.iter().zip(judge(&code, &calls)) {
-            assert_eq!(got, None, "{opcode}: a changed proof was accepted: {:?}", call.witness);
+        for call in &calls {
+            assert_eq!(court.judge(call, GAS), None, "{opcode}: a changed proof was accepted: {:?}", call.witness);
         }
     }
     tried("proofs with a byte changed, all rejected", flips as u64, 0, "every byte of a proof of every opcode");
@@ -193,7 +156,7 @@ fn any_changed_byte_of_a_proof_is_rejected() {
 /// opens it truthfully, is rejected, whether it is the claimed tensor or one that the claim reads.
 #[test]
 fn tensors_of_another_length_are_rejected() {
-    let code = code();
+    let mut court = Court::new(600, 60);
     type Spoil = fn(&mut Vec<u8>);
     let spoils: [Spoil; 2] = [|tensor| tensor.push(0), |tensor| tensor.truncate(tensor.len().saturating_sub(1))];
     let mut rejected = [0; 2];
@@ -203,7 +166,7 @@ fn tensors_of_another_length_are_rejected() {
             let claimed = if case.selects() { vec![case.claimed] } else { case.expected.clone() };
             let at = case.expected.len() as u32 - 1;
             let (honest, ..) = call(&Fixture::new(&case, &claimed), at);
-            assert!(judge(&code, std::slice::from_ref(&honest))[0].is_some());
+            assert!(court.judge(&honest, GAS).is_some());
             for (spoil, part) in spoils.iter().flat_map(|s| [(s, Part::Claimed), (s, Part::Inputs)]) {
                 let spoilt = |p, tensor: &mut Vec<u8>| {
                     if p == part {
@@ -226,8 +189,13 @@ fn tensors_of_another_length_are_rejected() {
                 }
             }
         }
-        for (call, got) in calls.iter().zip(judge(&code, &calls)) {
-            assert_eq!(got, None, "{opcode}: pages of a wrong length were accepted: {:?}", call.witness);
+        for call in &calls {
+            assert_eq!(
+                court.judge(call, GAS),
+                None,
+                "{opcode}: pages of a wrong length were accepted: {:?}",
+                call.witness
+            );
         }
     }
     assert!(rejected.iter().all(|n| *n > 500), "{rejected:?}");

@@ -514,7 +514,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     /// Remembers from where the next process must read.
     fn checkpoint(&mut self, head: Head) -> Result<()> {
         self.ended.extend(self.jobs.extract_if(.., |_, j| j.done).map(|(_, j)| (j.created, head.number)));
-        self.ended.retain(|(_, at)| at.saturating_add(REACH) >= head.number);
+        self.ended.retain(|(_, at)| !head.buries(*at));
         let (jobs, batches) = (self.jobs.values().map(|j| j.created), self.batches.values().map(|b| b.block));
         let ended = self.ended.iter().map(|(created, _)| *created);
         let oldest = jobs.chain(batches).chain(ended).min().unwrap_or(head.number);

@@ -164,7 +164,7 @@ impl Shared {
         for record in channels.ledger.batches()? {
             match record.ended {
                 Some(at) if news.undoes(at) => channels.ledger.put_batch(&BatchRecord { ended: None, ..record })?,
-                Some(at) if news.buries(at) => {
+                Some(at) if news.head.buries(at) => {
                     let names = channels.ledger.forget_batch(&record)?;
                     names.into_iter().for_each(|name| self.journal.remove_trace(name));
                 }
