@@ -24,6 +24,12 @@ pub struct Revert {
 }
 
 impl Revert {
+    /// Whether it is the payment token that refuses, for want of money or of leave to take it: later it may not. Tokens older than
+    /// ERC-6093 say so in words.
+    pub fn is_the_tokens(&self) -> bool {
+        self.name == "Error" || self.name.starts_with("ERC20") || self.name.starts_with("SafeERC20")
+    }
+
     /// Decodes what a call reverted with. Never fails: unknown data is shown as it is.
     pub fn decode(data: &[u8]) -> Self {
         if data.is_empty() {

@@ -9,7 +9,7 @@ use alloy::providers::Provider;
 use alloy::rpc::types::Filter;
 use alloy::sol_types::SolEvent;
 use sworn_bindings::{ChannelState, IChannels, INodes};
-use sworn_chain::{Chain, Error, Result};
+use sworn_chain::{Chain, Error, REACH, Result};
 
 use crate::peer::ChannelInfo;
 use crate::router::Router;
@@ -43,6 +43,8 @@ impl Follower {
     /// The RPC fails.
     pub async fn channels(&mut self) -> Result<Vec<ChannelInfo>> {
         let head = self.chain.head().await?;
+        // Blocks that were read may have been replaced since, and another server may know more of them.
+        self.next = self.next.saturating_sub(REACH).max(self.chain.deployment().block);
         while self.next <= head.number {
             let to = (self.next + RANGE - 1).min(head.number);
             self.read(self.next, to).await?;

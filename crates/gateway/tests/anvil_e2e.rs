@@ -88,12 +88,16 @@ async fn e2e_channels_pay_for_chat_and_nodes_redeem() {
     // The gateway's key holds nothing; the user's channels name it.
     let key = PrivateKeySigner::random();
     let cheap_channel = open(&net, &user, one.address(), key.address()).await;
+    let mut follower = Follower::new(net.chain.clone(), key.address());
+    // The second channel is opened in a block whose number was read before, of a chain that then was replaced by a shorter one.
+    net.mine(20).await.unwrap();
+    assert_eq!(follower.channels().await.unwrap().len(), 1);
+    net.roll_back(20).await.unwrap();
     let dear_channel = open(&net, &user, two.address(), key.address()).await;
     let domain = Domain { chain_id: net.deployment.chain_id, channels };
     let store = Store::open(dir.path().join("gateway.redb"), &net.chain).unwrap();
     let routing = RouterConfig { patience: ClientOptions::default(), ..RouterConfig::default() };
     let router = Router::new(domain, routing, key.clone(), store).unwrap();
-    let mut follower = Follower::new(net.chain.clone(), key.address());
     let found = follower.channels().await.unwrap();
     assert_eq!(found.len(), 2);
     router.set_channels(found);

@@ -31,6 +31,8 @@ use crate::{Conduct, Error, EventSink, Job, NodeConfig, NodeEvent, Prover, Resul
 
 /// Jobs that the chain is asked about at a time.
 const LOOKS: usize = 32;
+/// How often a session key is looked after, in seconds.
+const DAY: u64 = 86_400;
 /// Longest pause after failures in a row.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 /// Longest pause before a step with a deadline is tried again.
@@ -50,6 +52,8 @@ pub struct Node {
     demands: BTreeMap<B256, DemandRecord>,
     /// The head that the last plan was made for.
     seen: Option<Head>,
+    /// The second from which the session key is to be looked after.
+    renew_at: u64,
     under_way: HashSet<Action>,
     failures: HashMap<Action, (u32, Instant)>,
     tasks: JoinSet<(Action, Result<()>)>,
@@ -108,6 +112,7 @@ impl Node {
             ended,
             demands,
             seen: None,
+            renew_at: 0,
             under_way: HashSet::new(),
             failures: HashMap::new(),
             tasks: JoinSet::new(),
@@ -133,15 +138,8 @@ impl Node {
         let account = shared.sender.account();
         shared.sink.emit(NodeEvent::Started { account, models: shared.prover.models(), listen });
 
-        // Beside everything else: an old transaction may wait long for its block.
-        let resumed = tokio::spawn({
-            let shared = shared.clone();
-            async move {
-                if let Err(error) = shared.sender.resume().await {
-                    tracing::warn!(%error, "resuming transactions");
-                }
-            }
-        });
+        let sender = shared.sender.clone();
+        let resumed = aside(async move { sender.resume().await }, "resuming transactions");
         let mut shutdown = std::pin::pin!(shutdown);
         let mut failed = 0u32;
         let mut pause = Duration::ZERO;
@@ -225,9 +223,11 @@ impl Node {
         if batch.replaced.is_none() && self.seen == Some(batch.head) {
             return Ok(());
         }
-        if batch.replaced.is_some() {
+        if let Some(stayed) = batch.replaced {
             self.jobs.values_mut().for_each(Known::forget_chain);
             self.changed = true;
+            let sender = self.shared.sender.clone();
+            aside(async move { sender.restore(stayed).await }, "restoring transactions");
         }
         self.shared.reconsider_channels(batch)?;
         let undone: Vec<U256> = self.ended.iter().filter(|(_, at)| batch.undoes(**at)).map(|(id, _)| *id).collect();
@@ -445,7 +445,8 @@ impl Node {
             }
             None => U256::ZERO,
         };
-        Ok(View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at })
+        let renew_at = shared.channels.is_some().then_some(self.renew_at);
+        Ok(View { now: head.timestamp, jobs, accept_open, withdrawable, withdraw_at, renew_at })
     }
 
     /// A job as the journal and the chain have it; `None` if the journal does not.
@@ -537,6 +538,9 @@ impl Node {
         self.changed = true;
         let Err(error) = result else {
             self.failures.remove(&action);
+            if action == Action::Renew {
+                self.renew_at = self.seen.map_or(0, |head| head.timestamp + DAY);
+            }
             return;
         };
         let revert = match &error {
@@ -562,6 +566,18 @@ impl Node {
     }
 }
 
+/// Carries transactions on beside everything else: an old one may wait long for its block.
+fn aside(
+    work: impl Future<Output = sworn_chain::Result<Vec<String>>> + Send + 'static,
+    what: &'static str,
+) -> tokio::task::JoinHandle<()> {
+    tokio::spawn(async move {
+        if let Err(error) = work.await {
+            tracing::warn!(%error, "{what}");
+        }
+    })
+}
+
 /// What a plan must know of a job from the chain.
 struct OnChain {
     state: JobState,
@@ -579,6 +595,7 @@ fn describe(action: Action) -> String {
         Action::Expire(id) => format!("expiring job {id}"),
         Action::Close(id) => format!("closing job {id}"),
         Action::Withdraw => "withdrawing".into(),
+        Action::Renew => "renewing the session key".into(),
         Action::Channel(step) => match step {
             Step::Publish { batch, channel, sequence } => {
                 format!("publishing receipt {sequence} of channel {channel} for batch {batch}")

@@ -50,6 +50,8 @@ pub struct View<'a> {
     pub withdrawable: U256,
     /// Least amount that is worth a withdrawal.
     pub withdraw_at: Option<U256>,
+    /// When to look after the session key, if there is one.
+    pub renew_at: Option<u64>,
 }
 
 /// A step.
@@ -76,6 +78,8 @@ pub enum Action {
     Close(U256),
     /// Move what is owed to the account.
     Withdraw,
+    /// See to it that the session key stays valid.
+    Renew,
     /// Something about channels; decided by itself.
     Channel(Step),
 }
@@ -91,7 +95,7 @@ impl Action {
             | Action::Finalize(job)
             | Action::Expire(job)
             | Action::Close(job) => Some(job),
-            Action::Withdraw | Action::Channel(_) => None,
+            Action::Withdraw | Action::Renew | Action::Channel(_) => None,
         }
     }
 }
@@ -104,6 +108,9 @@ pub fn decide(view: &View<'_>) -> Vec<Action> {
     }
     if view.withdraw_at.is_some_and(|least| view.withdrawable >= least.max(U256::ONE)) {
         due.push((u64::MAX, Action::Withdraw));
+    }
+    if view.renew_at.is_some_and(|at| view.now >= at) {
+        due.push((u64::MAX, Action::Renew));
     }
     // Stable: equal deadlines keep the jobs' order.
     due.sort_by_key(|(deadline, _)| *deadline);
@@ -212,7 +219,14 @@ mod tests {
         );
         assert_eq!(decide(&View { withdrawable: U256::from(4), jobs: vec![], ..view.clone() }), []);
         assert_eq!(decide(&View { withdraw_at: None, jobs: vec![], ..view.clone() }), []);
-        assert_eq!(decide(&View { withdrawable: U256::ZERO, withdraw_at: Some(U256::ZERO), jobs: vec![], ..view }), []);
+        assert_eq!(
+            decide(&View { withdrawable: U256::ZERO, withdraw_at: Some(U256::ZERO), jobs: vec![], ..view.clone() }),
+            []
+        );
+        for (at, due) in [(120, true), (121, false)] {
+            let view = View { withdraw_at: None, jobs: vec![], renew_at: Some(at), ..view.clone() };
+            assert_eq!(decide(&view) == [Action::Renew], due);
+        }
     }
 
     /// Whatever the view, a decision names a step at most once and never one that the contracts would refuse for its time.
@@ -238,7 +252,7 @@ mod tests {
                     Action::Close(_) => {
                         assert!(state.is_terminal() || !job.mine || (state == JobState::Open && now > job.deadline))
                     }
-                    Action::Withdraw | Action::Channel(_) => panic!("nothing is owed"),
+                    Action::Withdraw | Action::Renew | Action::Channel(_) => panic!("nothing is owed or due"),
                 }
             }
         }

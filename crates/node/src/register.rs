@@ -9,7 +9,7 @@ use crate::{Error, EventSink, NodeEvent, Registration, Result};
 
 /// How long a session key is authorised for, in seconds.
 const SESSION_LIFE: u64 = 90 * 86_400;
-/// A key with less than this left is authorised anew when the node starts.
+/// A key with less than this left is authorised anew.
 const SESSION_REST: u64 = 30 * 86_400;
 
 /// Compares with the chain and posts what differs; a repetition posts nothing.
@@ -68,16 +68,39 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
 
 /// Authorises the key that signs receipts, if it is not the account's own: anew when its time is almost over.
 pub(crate) async fn session_key(key: Address, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
+    match rest(key, sender).await? {
+        Some(left) if left < SESSION_REST => authorise(key, sender, journal, sink).await,
+        _ => Ok(()),
+    }
+}
+
+/// The same for a node that runs on and on; but a key that is not valid any more was revoked, and stays so.
+pub(crate) async fn renew_session_key(
+    key: Address,
+    sender: &Sender,
+    journal: &Journal,
+    sink: &EventSink,
+) -> Result<()> {
+    match rest(key, sender).await? {
+        Some(left) if (1..SESSION_REST).contains(&left) => authorise(key, sender, journal, sink).await,
+        _ => Ok(()),
+    }
+}
+
+/// For how many seconds a key is still authorised; none if it is the account's own.
+async fn rest(key: Address, sender: &Sender) -> Result<Option<u64>> {
     let (chain, me) = (sender.chain(), sender.account());
     if key == me {
-        return Ok(());
+        return Ok(None);
     }
     let until = chain.nodes().sessionKey(me, key).call().await.map_err(sworn_chain::Error::from)?;
-    let now = chain.now().await?;
-    if until.to::<u64>() >= now.saturating_add(SESSION_REST) {
-        return Ok(());
-    }
-    let call = INodes::setSessionKeyCall { key, validUntil: Uint::from(now.saturating_add(SESSION_LIFE)) };
+    Ok(Some(until.to::<u64>().saturating_sub(chain.now().await?)))
+}
+
+async fn authorise(key: Address, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
+    let chain = sender.chain();
+    let valid_until = chain.now().await?.saturating_add(SESSION_LIFE);
+    let call = INodes::setSessionKeyCall { key, validUntil: Uint::from(valid_until) };
     let receipt = send(sender, journal, "session", |k| Intent::call(k, chain.deployment().nodes, &call)).await?;
     sink.emit(NodeEvent::Registered { what: format!("session key {key}"), receipt });
     Ok(())

@@ -230,6 +230,13 @@ impl Shared {
                 self.sink.emit(NodeEvent::Withdrawn { amount, receipt });
                 Ok(())
             }
+            Action::Renew => match &self.config.channels {
+                Some(terms) => {
+                    let key = terms.signer.address();
+                    register::renew_session_key(key, &self.sender, &self.journal, &self.sink).await
+                }
+                None => Ok(()),
+            },
             Action::Channel(step) => self.perform_channel(step).await,
             // Done by the agent itself: it owns the list of jobs.
             Action::Close(_) => Ok(()),

@@ -15,7 +15,7 @@ use alloy::primitives::{Address, B256, U256};
 use alloy::signers::local::PrivateKeySigner;
 use devnet::{Devnet, Params, UNIT, approve};
 use sworn_bindings::IChannels::BatchState;
-use sworn_bindings::{IChallenges, IChannels, IModels, ITrials, Part, Place, Target};
+use sworn_bindings::{IChallenges, IChannels, IModels, INodes, ITrials, Part, Place, Target};
 use sworn_chain::{Error as ChainError, Intent, Sender, Store};
 use sworn_commit::{HeadRow, Manifest, TraceTree};
 use sworn_engine::{Cpu, audit};
@@ -308,6 +308,29 @@ async fn eventually<T>(what: &str, mut f: impl AsyncFnMut() -> Option<T>) -> T {
         assert!(Instant::now() < until, "never: {what}");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_key_is_renewed_while_the_node_runs_unless_it_was_revoked() {
+    const DAY: u64 = 86_400;
+    let w = World::new().await;
+    let node = w.node(u128::MAX).await;
+    let (nodes, me, key) = (w.user.chain().nodes(), w.key.address(), w.session.address());
+    let until = async || nodes.sessionKey(me, key).call().await.unwrap().to::<u64>();
+    let first = until().await;
+    w.net.pass(61 * DAY).await;
+    eventually("a key that is valid for longer", async || (until().await > first + 60 * DAY).then_some(())).await;
+
+    let other = w.net.sender(w.key.clone(), &w.dir.path().join("other")).await;
+    let revoke = INodes::revokeSessionKeyCall { key };
+    other.send(&Intent::call("revoke", w.net.deployment.nodes, &revoke)).await.unwrap();
+    let revoked = until().await;
+    for _ in 0..3 {
+        w.net.pass(DAY + 1).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(until().await, revoked);
+    node.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,6 +23,8 @@ use tokio::sync::{Mutex, MutexGuard};
 
 /// Where a slashed bond's burned part goes.
 pub const BURN: Address = alloy::primitives::address!("000000000000000000000000000000000000dEaD");
+/// What every actor begins with for gas, in wei.
+pub const ETHER: u128 = 1_000_000_000_000_000_000_000;
 /// What every actor begins with, in the token's smallest unit.
 pub const PURSE: u128 = 1_000_000_000_000_000_000_000;
 /// Password of the keystores that [`Actor::keystore`] writes.
@@ -230,7 +232,7 @@ impl Devnet {
         let provider = ProviderBuilder::new().connect_http(rpc.parse().map_err(DevnetError::other)?);
         let deployer = PrivateKeySigner::random();
         let me = deployer.address();
-        fund(&provider, me).await?;
+        set_ether(&provider, me, ETHER).await?;
         let wallet = EthereumWallet::from(deployer);
         let block = provider.get_block_number().await.map_err(DevnetError::other)?;
         let [token, verifier, models, nodes, market, channels, trials, challenges] =
@@ -304,7 +306,7 @@ impl Devnet {
     /// The chain refuses.
     pub async fn actor_with(&mut self, name: &str, purse: u128) -> Result<Actor> {
         let signer = PrivateKeySigner::random();
-        fund(self.chain.provider(), signer.address()).await?;
+        set_ether(self.chain.provider(), signer.address(), ETHER).await?;
         let dir = self.dir.path().join(name);
         let store = Store::open(dir.join("actor.redb"), &self.chain).map_err(DevnetError::other)?;
         let sender = Sender::new(self.chain.clone(), signer.clone(), store, SenderOptions::default());
@@ -358,6 +360,14 @@ impl Devnet {
         ask(self.chain.provider(), "anvil_mine", json!([blocks, 1])).await.map(drop)
     }
 
+    /// Takes so many blocks back, and puts none in their place.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn roll_back(&self, blocks: u64) -> Result<()> {
+        ask(self.chain.provider(), "anvil_rollback", json!([blocks])).await.map(drop)
+    }
+
     /// Replaces the blocks since something came true by empty ones.
     ///
     /// # Errors
@@ -384,6 +394,14 @@ impl Devnet {
         Ok(sum)
     }
 
+    /// Gives an account so much for gas, in wei, and no more.
+    ///
+    /// # Errors
+    /// The chain refuses.
+    pub async fn set_ether(&self, who: Address, wei: u128) -> Result<()> {
+        set_ether(self.chain.provider(), who, wei).await
+    }
+
     /// Tokens that an account holds.
     ///
     /// # Errors
@@ -393,9 +411,8 @@ impl Devnet {
     }
 }
 
-async fn fund(provider: &impl Provider, who: Address) -> Result<()> {
-    let ether = U256::from(1_000_000_000_000_000_000_000u128);
-    ask(provider, "anvil_setBalance", json!([who, ether])).await.map(drop)
+async fn set_ether(provider: &impl Provider, who: Address, wei: u128) -> Result<()> {
+    ask(provider, "anvil_setBalance", json!([who, U256::from(wei)])).await.map(drop)
 }
 
 /// What the chain's server says to a method of its own.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use sworn_bindings::JobState;
 use sworn_engine::{Backend, Cpu};
 use sworn_model::{Message, Model};
-use sworn_testkit::devnet::{DevnetError, PURSE};
+use sworn_testkit::devnet::{DevnetError, ETHER, PURSE};
 use sworn_testkit::liar::perturb;
 use sworn_testkit::process::Process;
 use sworn_testkit::scenario::{Stage, prompt};
@@ -313,6 +313,40 @@ async fn a_slash_that_a_reorganisation_takes_back_comes_again() {
         stage.net.undo(is_slashed).await.unwrap();
         assert_eq!(stage.job(job).await.unwrap().state, JobState::Submitted);
     }
+}
+
+/// Every demand pays a fee, which the market may take because the watcher allowed it when it started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_whose_allowance_a_reorganisation_takes_back_challenges_all_the_same() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR+interactive", "--seed", "18"]).await.unwrap();
+    let watcher = stage.watch(&[]).unwrap();
+    watcher.wait("caught_up", PATIENCE).await.unwrap();
+    let (token, me) = (stage.net.chain.token(), stage.watcher.address());
+    let allowed = async |block: u64| {
+        let allowance = token.allowance(me, stage.net.deployment.market).block(block.into()).call().await;
+        Ok(allowance.map_err(DevnetError::other)? > U256::ZERO)
+    };
+    stage.net.undo(allowed).await.unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
+    let slashed = stage.to_the_slash(&liar, || watcher.events(), job, PATIENCE).await;
+    slashed.unwrap_or_else(|e| panic!("{e}\n{}\n{}", watcher.complaint(""), liar.complaint("")));
+}
+
+/// An account without money for gas can allow nothing; when it has some, nobody must start the watcher again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watcher_whose_account_gets_its_gas_money_late_challenges_all_the_same() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let me = stage.watcher.address();
+    stage.net.set_ether(me, 0).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR+interactive", "--seed", "19"]).await.unwrap();
+    let watcher = stage.watch(&[]).unwrap();
+    watcher.wait("error", PATIENCE).await.unwrap();
+    watcher.wait("caught_up", PATIENCE).await.unwrap();
+    stage.net.set_ether(me, ETHER).await.unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
+    let slashed = stage.to_the_slash(&liar, || watcher.events(), job, PATIENCE).await;
+    slashed.unwrap_or_else(|e| panic!("{e}\n{}\n{}", watcher.complaint(""), liar.complaint("")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -43,6 +43,8 @@ const ANSWERS: &str = "watch/answers";
 const CHECKPOINT: &str = "watch/checkpoint";
 /// Times the node is asked for its trace before the interactive descent begins.
 const SERVED_TRIES: u32 = 2;
+/// Until it is tried again to let contracts take fees: the account may have no money for gas yet.
+const ALLOW_AGAIN: Duration = Duration::from_secs(15);
 
 /// How to watch.
 #[derive(Clone)]
@@ -151,10 +153,11 @@ pub async fn watch(
         rewarded: None,
         only: None,
         now: 0,
+        allow_at: None,
     };
     let account = watcher.sender.as_ref().map(Sender::account);
     watcher.started(account, from);
-    watcher.prepare().await?;
+    watcher.prepare().await;
     if let Some(case) = watcher.config.case.take() {
         watcher.only = watcher.bring(case).await?;
         watcher.config.once = true;
@@ -195,6 +198,7 @@ enum Purpose {
 enum Subject {
     Job(u64),
     Batch(u64),
+    Account,
 }
 
 /// What a task brings back.
@@ -210,7 +214,11 @@ enum Done {
     Checked(usize, u64, Checked),
     Judged(Claim, Result<(), String>),
     Tx(Purpose, Result<Receipt, sworn_chain::Error>),
+    Allowed(Allowed),
 }
+
+/// Transactions that let contracts take fees, and why one could not be sent.
+type Allowed = (Vec<Receipt>, Result<(), String>);
 
 type Message = (u64, Subject, Done);
 
@@ -246,6 +254,8 @@ struct Watcher<F> {
     only: Option<u64>,
     /// Time of the latest block that is known.
     now: u64,
+    /// When it is tried again to let contracts take fees.
+    allow_at: Option<Instant>,
 }
 
 impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
@@ -272,31 +282,34 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     }
 
     /// Finishes what a former process began, and lets market and channels take fees.
-    async fn prepare(&mut self) -> Result<()> {
-        let Some(sender) = self.sender.clone() else { return Ok(()) };
+    async fn prepare(&mut self) {
+        let Some(sender) = self.sender.clone() else { return };
         let background = sender.clone();
         tokio::spawn(async move {
             if let Err(error) = background.resume().await {
                 tracing::warn!(%error, "resuming transactions");
             }
         });
-        let d = self.config.deployment.clone();
-        for (spender, whose) in [(d.market, "market"), (d.channels, "channels")] {
-            let read = async || Ok(self.chain.token().allowance(self.me, spender).call().await?);
-            let allowance = sworn_chain::persistently("reading an allowance", read).await?;
-            if allowance >= U256::MAX >> 1 {
-                continue;
-            }
-            let call = IERC20::approveCall { spender, value: U256::MAX };
-            // The allowance in the key: one that was spent or revoked is renewed.
-            let key = format!("approve/{whose}/{allowance}");
-            let intent = Intent::call(key, self.config.deployment.token, &call);
-            match sworn_chain::persistently("allowing fees", || sender.send(&intent)).await {
-                Ok(r) => self.tell(WatcherEvent::Sent { job: None, call: "approve".into(), tx: tx(&r) }),
-                Err(e) => self.error(None, format!("the {whose} cannot take fees: {e}")),
-            }
+        let allowed = allow_fees(&self.chain, &sender).await;
+        self.allowed(allowed);
+    }
+
+    /// Sees to it, beside everything else, that fees can be taken.
+    fn allow_again(&mut self) {
+        let Some(sender) = self.sender.clone() else { return };
+        self.allow_at = None;
+        let chain = self.chain.clone();
+        self.fetch(Subject::Account, async move { Done::Allowed(allow_fees(&chain, &sender).await) });
+    }
+
+    fn allowed(&mut self, (sent, result): Allowed) {
+        for r in sent {
+            self.tell(WatcherEvent::Sent { job: None, call: "approve".into(), tx: tx(&r) });
         }
-        Ok(())
+        if let Err(why) = result {
+            self.error(None, why);
+            self.allow_at = Some(Instant::now() + ALLOW_AGAIN);
+        }
     }
 
     async fn run(
@@ -339,6 +352,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         measure::watched("jobs", self.jobs.len());
         measure::watched("batches", self.batches.len());
         self.now = head.timestamp;
+        if self.allow_at.is_some_and(|at| at <= Instant::now()) {
+            self.allow_again();
+        }
         self.decide(head).await
     }
 
@@ -356,7 +372,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 continue;
             };
             let batch = cursor.poll().await?;
-            if batch.replaced.is_some() {
+            if let Some(stayed) = batch.replaced {
                 // Everything is rebuilt from the new chain.
                 self.generation += 1;
                 self.jobs.clear();
@@ -365,6 +381,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.times.clear();
                 self.caught_up = false;
                 self.cursor = None;
+                self.restore(stayed);
                 continue;
             }
             self.config.pulse.behind();
@@ -382,6 +399,17 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 return Ok(batch.head);
             }
         }
+    }
+
+    /// Sends again what a reorganisation took back; what lets contracts take fees may have been a former process's.
+    fn restore(&mut self, stayed: u64) {
+        let Some(sender) = self.sender.clone() else { return };
+        tokio::spawn(async move {
+            if let Err(error) = sender.restore(stayed).await {
+                tracing::warn!(%error, "restoring transactions");
+            }
+        });
+        self.allow_again();
     }
 
     async fn time_of(&mut self, block: u64) -> Result<u64> {
@@ -541,6 +569,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         match subject {
             Subject::Job(id) => self.jobs.get_mut(&id).into_iter().for_each(|j| j.busy = true),
             Subject::Batch(id) => self.batches.get_mut(&id).into_iter().for_each(|b| b.busy = true),
+            Subject::Account => {}
         }
         self.fetch(subject, async move { Done::Tx(purpose, sender.send(&intent).await) });
     }
@@ -568,9 +597,11 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         if generation != self.generation {
             return;
         }
-        match subject {
-            Subject::Job(id) => self.finished_job(id, done),
-            Subject::Batch(id) => self.finished_batch(id, done).await,
+        match (subject, done) {
+            (Subject::Job(id), done) => self.finished_job(id, done),
+            (Subject::Batch(id), done) => self.finished_batch(id, done).await,
+            (Subject::Account, Done::Allowed(allowed)) => self.allowed(allowed),
+            (Subject::Account, _) => {}
         }
     }
 }
@@ -581,6 +612,30 @@ fn millis(since: Instant) -> u64 {
 
 fn tx(r: &Receipt) -> Tx {
     Tx { tx: r.hash, gas: r.gas_used, block: r.block }
+}
+
+/// Lets market and channels take fees, where they may not.
+async fn allow_fees(chain: &Chain, sender: &Sender) -> Allowed {
+    let (d, me) = (chain.deployment(), sender.account());
+    let mut sent = Vec::new();
+    for (spender, whose) in [(d.market, "market"), (d.channels, "channels")] {
+        let read = async || Ok(chain.token().allowance(me, spender).call().await?);
+        let allow = async || {
+            let allowance: U256 = sworn_chain::persistently("reading an allowance", read).await?;
+            if allowance >= U256::MAX >> 1 {
+                return Ok(None);
+            }
+            let call = IERC20::approveCall { spender, value: U256::MAX };
+            // The allowance in the key: one that was spent or revoked is renewed.
+            let intent = Intent::call(format!("approve/{whose}/{allowance}"), d.token, &call);
+            sworn_chain::persistently("allowing fees", || sender.send(&intent)).await.map(Some)
+        };
+        match allow().await {
+            Ok(receipt) => sent.extend(receipt),
+            Err(e) => return (sent, Err(format!("the {whose} cannot take fees: {e}"))),
+        }
+    }
+    (sent, Ok(()))
 }
 
 async fn endpoint(chain: &Chain, node: Address) -> Result<String, String> {

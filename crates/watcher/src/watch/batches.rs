@@ -294,8 +294,9 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 batch.failures += 1;
                 let pause = Duration::from_millis(500 * u64::from(batch.failures.min(20)));
                 batch.not_before = Some(Instant::now() + pause);
-                // What the contract refuses by its own word will be refused again.
-                if let (Purpose::Batch(_, sent), true) = (purpose, e.revert().is_some()) {
+                // What the contract refuses by its own word will be refused again; the token, until there is money and leave to take it.
+                let refused = e.revert().is_some_and(|r| !r.is_the_tokens());
+                if let (Purpose::Batch(_, sent), true) = (purpose, refused) {
                     batch.dealt_with(sent.step);
                 }
                 self.error(None, format!("batch {id}: {e}"));

@@ -361,7 +361,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 }
                 self.tell(WatcherEvent::Asked { job: id, what: "tokens".into(), served, note });
             }
-            Done::Receipts(..) | Done::Checked(..) => {}
+            Done::Receipts(..) | Done::Checked(..) | Done::Allowed(_) => {}
             Done::Trace(result) => {
                 let (served, note) = (result.is_ok(), result.as_ref().err().cloned().unwrap_or_default());
                 job.served_tries += 1;
