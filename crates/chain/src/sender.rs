@@ -8,8 +8,7 @@
 //! 4. the receipt goes to the journal; from now on the key yields it, unless a reorganisation removed it.
 //!
 //! After a crash at any point, what is in the journal is carried on, and what is not in the journal was not sent. At most one
-//! transaction of a key can be mined: another nonce is taken only after somebody else's transaction has used the first. What a
-//! reorganisation takes back is broadcast again, whether its caller still waits for it or not.
+//! transaction of a key can be mined: another nonce is taken only after somebody else's transaction has used the first.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -27,7 +26,7 @@ use serde::{Deserialize, Serialize};
 use sworn_bindings::Revert;
 use tokio::sync::Mutex;
 
-use crate::{Chain, Error, REACH, Result, Store, Table};
+use crate::{Chain, Error, Result, Store, Table};
 
 /// Signed, and not known to be in a block.
 const OPEN: Table = "sworn/transactions/open";
@@ -220,8 +219,6 @@ struct Inner {
     nonces: Mutex<()>,
     /// One task at a time follows a key.
     keys: std::sync::Mutex<HashMap<String, Arc<Mutex<()>>>>,
-    /// What was mined while this process ran, and in which block, as long as a reorganisation may take it back.
-    recent: std::sync::Mutex<HashMap<String, u64>>,
 }
 
 impl std::fmt::Debug for Sender {
@@ -235,8 +232,8 @@ impl Sender {
     pub fn new(chain: Chain, wallet: impl Into<EthereumWallet>, store: Store, options: SenderOptions) -> Self {
         let wallet = wallet.into();
         let account = NetworkWallet::<Ethereum>::default_signer_address(&wallet);
-        let (nonces, keys, recent) = Default::default();
-        Sender(Arc::new(Inner { chain, wallet, account, store, options, nonces, keys, recent }))
+        let (nonces, keys) = Default::default();
+        Sender(Arc::new(Inner { chain, wallet, account, store, options, nonces, keys }))
     }
 
     /// The account that sends.
@@ -264,34 +261,14 @@ impl Sender {
     /// # Errors
     /// The store fails.
     pub async fn resume(&self) -> Result<Vec<String>> {
-        self.carry_on(self.0.store.all::<Entry>(OPEN)?).await
-    }
-
-    /// Sends again what was mined after block `stayed` while this process ran, and is in no block now: to be called after each
-    /// reorganisation, which may also have lost the queue, beside everything else. As [`resume`](Self::resume) does.
-    ///
-    /// # Errors
-    /// The store fails.
-    pub async fn restore(&self, stayed: u64) -> Result<Vec<String>> {
-        let undone: Vec<String> = {
-            let recent = unpoisoned(&self.0.recent);
-            recent.iter().filter(|(_, block)| **block > stayed).map(|(key, _)| key.clone()).collect()
-        };
-        let mut done = Vec::new();
-        for key in undone {
-            done.extend(self.0.store.get::<Entry>(DONE, &key)?.map(|entry| (key, entry)));
-        }
-        self.carry_on(done).await
-    }
-
-    async fn carry_on(&self, mut entries: Vec<(String, Entry)>) -> Result<Vec<String>> {
-        entries.sort_by_key(|(_, e)| e.nonce);
+        let mut open = self.0.store.all::<Entry>(OPEN)?;
+        open.sort_by_key(|(_, e)| e.nonce);
         let mut finished = Vec::new();
-        for (key, _) in entries {
+        for (key, _) in open {
             let lock = self.0.key(&key);
             let _guard = lock.lock().await;
-            let Some(entry) = self.0.entry(&key)?.filter(|e| !e.failed) else { continue };
-            tracing::info!(key, nonce = entry.nonce, "carrying a transaction on");
+            let Some(entry) = self.0.store.get::<Entry>(OPEN, &key)? else { continue };
+            tracing::info!(key, nonce = entry.nonce, "resuming transaction");
             match self.0.follow(&key, entry, false).await {
                 Ok(Some(_)) | Err(Error::Failed { .. }) => finished.push(key),
                 Ok(None) => {}
@@ -338,7 +315,7 @@ impl Sender {
 
 impl Inner {
     fn key(&self, key: &str) -> Arc<Mutex<()>> {
-        let mut keys = unpoisoned(&self.keys);
+        let mut keys = self.keys.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         keys.retain(|_, lock| Arc::strong_count(lock) > 1);
         keys.entry(key.to_owned()).or_default().clone()
     }
@@ -422,7 +399,6 @@ impl Inner {
                     let revert = self.reason(&entry, receipt.block).await;
                     return Err(Error::Failed { what: entry.label, hash: receipt.hash, revert: Box::new(revert) });
                 }
-                self.remember(key, receipt.block);
                 if entry.done.as_ref() != Some(&receipt) {
                     entry.done = Some(receipt.clone());
                     self.finish(key, &entry)?;
@@ -431,12 +407,6 @@ impl Inner {
                 Ok(Some(receipt))
             }
         }
-    }
-
-    fn remember(&self, key: &str, block: u64) {
-        let mut recent = unpoisoned(&self.recent);
-        recent.retain(|_, at| at.saturating_add(REACH) >= block);
-        recent.insert(key.to_owned(), block);
     }
 
     /// Measures what the account has for gas, beside everything else.
@@ -696,10 +666,6 @@ impl Inner {
             _ => Revert::decode(&[]),
         }
     }
-}
-
-fn unpoisoned<T>(m: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -196,32 +196,6 @@ async fn a_transaction_that_a_reorganisation_removed_is_sent_again() {
     assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(7));
 }
 
-/// Nobody waits for them any more, and no later transaction needs their nonces.
-#[tokio::test]
-async fn what_a_reorganisation_took_back_is_restored_in_its_order() {
-    let net = devnet().await;
-    let dir = tempfile::tempdir().unwrap();
-    let key = net.account(10 * UNIT).await;
-    let sender = net.sender(key.clone(), dir.path()).await;
-    let paid = async || sender.chain().token().balanceOf(NOWHERE).call().await.unwrap();
-    let mut stayed = 0;
-    for (name, amount) in [("a", 1), ("b", 2), ("c", 4)] {
-        let receipt = sender.send(&transfer(&net.deployment, name, NOWHERE, amount)).await.unwrap();
-        if name == "a" {
-            stayed = receipt.block;
-        }
-    }
-    let depth = sender.chain().head().await.unwrap().number - stayed;
-    net.rpc("anvil_reorg", json!([depth, []])).await;
-    net.rpc("anvil_dropAllTransactions", json!([])).await;
-    assert_eq!(paid().await, U256::from(1));
-    assert_eq!(sender.restore(stayed).await.unwrap(), ["b", "c"]);
-    assert_eq!(paid().await, U256::from(7));
-    // Once more finds them where they are.
-    assert_eq!(sender.restore(stayed).await.unwrap(), ["b", "c"]);
-    assert_eq!(sender.chain().provider().get_transaction_count(key.address()).await.unwrap(), 3);
-}
-
 fn configured(batch: &sworn_chain::Batch) -> Vec<u32> {
     let capacity = |e: &sworn_chain::Seen| match &e.event {
         Event::Nodes(INodes::INodesEvents::NodeUpdated(u)) => Some(u.capacity),

@@ -138,8 +138,15 @@ impl Node {
         let account = shared.sender.account();
         shared.sink.emit(NodeEvent::Started { account, models: shared.prover.models(), listen });
 
-        let sender = shared.sender.clone();
-        let resumed = aside(async move { sender.resume().await }, "resuming transactions");
+        // Beside everything else: an old transaction may wait long for its block.
+        let resumed = tokio::spawn({
+            let shared = shared.clone();
+            async move {
+                if let Err(error) = shared.sender.resume().await {
+                    tracing::warn!(%error, "resuming transactions");
+                }
+            }
+        });
         let mut shutdown = std::pin::pin!(shutdown);
         let mut failed = 0u32;
         let mut pause = Duration::ZERO;
@@ -223,11 +230,9 @@ impl Node {
         if batch.replaced.is_none() && self.seen == Some(batch.head) {
             return Ok(());
         }
-        if let Some(stayed) = batch.replaced {
+        if batch.replaced.is_some() {
             self.jobs.values_mut().for_each(Known::forget_chain);
             self.changed = true;
-            let sender = self.shared.sender.clone();
-            aside(async move { sender.restore(stayed).await }, "restoring transactions");
         }
         self.shared.reconsider_channels(batch)?;
         let undone: Vec<U256> = self.ended.iter().filter(|(_, at)| batch.undoes(**at)).map(|(id, _)| *id).collect();
@@ -564,18 +569,6 @@ impl Node {
             self.shared.sink.emit(NodeEvent::Failed { action: describe(action), error: error.to_string() });
         }
     }
-}
-
-/// Carries transactions on beside everything else: an old one may wait long for its block.
-fn aside(
-    work: impl Future<Output = sworn_chain::Result<Vec<String>>> + Send + 'static,
-    what: &'static str,
-) -> tokio::task::JoinHandle<()> {
-    tokio::spawn(async move {
-        if let Err(error) = work.await {
-            tracing::warn!(%error, "{what}");
-        }
-    })
 }
 
 /// What a plan must know of a job from the chain.

@@ -372,8 +372,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 continue;
             };
             let batch = cursor.poll().await?;
-            if let Some(stayed) = batch.replaced {
-                // Everything is rebuilt from the new chain.
+            if batch.replaced.is_some() {
+                // Everything is rebuilt from the new chain, which may not have what lets contracts take fees.
                 self.generation += 1;
                 self.jobs.clear();
                 self.batches.clear();
@@ -381,7 +381,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.times.clear();
                 self.caught_up = false;
                 self.cursor = None;
-                self.restore(stayed);
+                self.allow_again();
                 continue;
             }
             self.config.pulse.behind();
@@ -399,17 +399,6 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 return Ok(batch.head);
             }
         }
-    }
-
-    /// Sends again what a reorganisation took back; what lets contracts take fees may have been a former process's.
-    fn restore(&mut self, stayed: u64) {
-        let Some(sender) = self.sender.clone() else { return };
-        tokio::spawn(async move {
-            if let Err(error) = sender.restore(stayed).await {
-                tracing::warn!(%error, "restoring transactions");
-            }
-        });
-        self.allow_again();
     }
 
     async fn time_of(&mut self, block: u64) -> Result<u64> {
