@@ -126,7 +126,8 @@ impl Cursor {
         }
         loop {
             let to = head.number.min(from + self.chunk - 1);
-            let Some(before) = self.chain.block(BlockNumberOrTag::Number(to)).await? else {
+            let Some(last) = self.chain.block(BlockNumberOrTag::Number(to)).await? else {
+                batch.caught_up = false;
                 return Ok(batch);
             };
             let logs = match self.chain.provider().get_logs(&self.filter(from, to)).await {
@@ -143,10 +144,13 @@ impl Cursor {
                     return Err(e.into());
                 }
             };
-            // A reorganisation in between: the next poll finds the common ancestor.
-            if self.chain.block(BlockNumberOrTag::Number(to)).await?.map(|b| b.hash) != Some(before.hash) {
-                batch.caught_up = false;
-                return Ok(batch);
+            // A reorganisation meanwhile, of these blocks or of those read before: the next poll finds the common ancestor.
+            let earlier = batch.place.blocks.back().copied();
+            for block in earlier.into_iter().chain([(to, last.hash)]) {
+                if !self.has(block).await? {
+                    batch.caught_up = false;
+                    return Ok(batch);
+                }
             }
             for log in logs {
                 let (Some(block), Some(transaction), Some(index)) =
@@ -162,7 +166,7 @@ impl Cursor {
                 }
             }
             batch.events.sort_by_key(|e| (e.block, e.index));
-            batch.place.blocks.push_back((to, before.hash));
+            batch.place.blocks.push_back((to, last.hash));
             while batch.place.blocks.len() > self.options.remembered.max(1) {
                 batch.place.blocks.pop_front();
             }
@@ -189,8 +193,8 @@ impl Cursor {
     /// Drops blocks that the chain no longer has; the last that it still has, if there were any.
     async fn rewind(&self, place: &mut Place) -> Result<Option<u64>> {
         let mut reorganised = false;
-        while let Some((number, hash)) = place.blocks.back().copied() {
-            if self.chain.block(BlockNumberOrTag::Number(number)).await?.map(|b| b.hash) == Some(hash) {
+        while let Some(block) = place.blocks.back().copied() {
+            if self.has(block).await? {
                 break;
             }
             place.blocks.pop_back();
@@ -201,6 +205,11 @@ impl Cursor {
             tracing::warn!(cursor = self.name, to = stayed, "the chain was reorganised: reading again");
         }
         Ok(reorganised.then_some(stayed))
+    }
+
+    /// Whether a block is the chain's now.
+    async fn has(&self, (number, hash): (u64, B256)) -> Result<bool> {
+        Ok(self.chain.block(BlockNumberOrTag::Number(number)).await?.is_some_and(|b| b.hash == hash))
     }
 
     fn filter(&self, from: u64, to: u64) -> Filter {

@@ -294,13 +294,33 @@ impl Sender {
     /// The call would revert (nothing is sent), it reverted in its block, there is no money for gas, the disk fails, or the RPC does
     /// before anything was sent. What was sent is followed through every outage.
     pub async fn send(&self, intent: &Intent) -> Result<Receipt> {
+        self.happen(intent, false).await
+    }
+
+    /// [`Self::send`] for what may have to happen many times: a transaction of the key that is in a block does not count, one that was
+    /// signed and is in none is carried on. That it is called for again is the caller's to see, from what the chain says.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn again(&self, intent: &Intent) -> Result<Receipt> {
+        self.happen(intent, true).await
+    }
+
+    async fn happen(&self, intent: &Intent, again: bool) -> Result<Receipt> {
         let inner = &self.0;
         let lock = inner.key(&intent.key);
         let _guard = lock.lock().await;
         for _ in 0..COLLISIONS {
-            let (entry, known) = match inner.entry(&intent.key)? {
-                Some(e) if !e.failed => (e, false),
-                _ => inner.sign(intent).await?,
+            let mut earlier = inner.entry(&intent.key)?.filter(|e| !e.failed);
+            if let (Some(e), true) = (&earlier, again)
+                && e.done.is_some()
+                && inner.any_receipt(e).await?.is_some()
+            {
+                earlier = None;
+            }
+            let (entry, known) = match earlier {
+                Some(entry) => (entry, false),
+                None => inner.sign(intent).await?,
             };
             if let Some(receipt) = inner.follow(&intent.key, entry, known).await? {
                 return Ok(receipt);

@@ -6,10 +6,12 @@ mod devnet;
 #[path = "support/server.rs"]
 mod server;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use alloy::primitives::{Address, B256, U256};
-use alloy::providers::Provider;
+use alloy::providers::{Provider, ProviderBuilder};
 use devnet::{Devnet, NOWHERE, Params, UNIT, approve};
 use serde_json::{Value, json};
 use server::server;
@@ -196,6 +198,34 @@ async fn a_transaction_that_a_reorganisation_removed_is_sent_again() {
     assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(7));
 }
 
+/// As the one before; but what is in a block is no reason not to do it again.
+#[tokio::test]
+async fn what_may_have_to_happen_again_happens_again_and_what_is_on_its_way_does_not() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(100 * UNIT).await;
+    let sender = net.sender(key.clone(), dir.path()).await;
+    let intent = transfer(&net.deployment, "pay", NOWHERE, 7);
+    let paid = async || sender.chain().token().balanceOf(NOWHERE).call().await.unwrap();
+    let first = sender.again(&intent).await.unwrap();
+    let second = sender.again(&intent).await.unwrap();
+    assert_ne!(first.hash, second.hash);
+    assert_eq!(paid().await, U256::from(14));
+    // A reorganisation takes the second back: it is on its way, and no third.
+    net.rpc("anvil_rollback", json!([1])).await;
+    assert_eq!(paid().await, U256::from(7));
+    assert_eq!(sender.again(&intent).await.unwrap().hash, second.hash);
+    assert_eq!(paid().await, U256::from(14));
+    // So is one that was signed by a process that died.
+    net.rpc("evm_setAutomine", json!([false])).await;
+    let dies = tokio::time::timeout(Duration::from_secs(1), sender.again(&intent)).await;
+    assert!(dies.is_err());
+    net.rpc("evm_setAutomine", json!([true])).await;
+    net.rpc("evm_mine", json!([])).await;
+    sender.again(&intent).await.unwrap();
+    assert_eq!(paid().await, U256::from(21));
+}
+
 fn configured(batch: &sworn_chain::Batch) -> Vec<u32> {
     let capacity = |e: &sworn_chain::Seen| match &e.event {
         Event::Nodes(INodes::INodesEvents::NodeUpdated(u)) => Some(u.capacity),
@@ -259,6 +289,45 @@ async fn events_come_in_order_at_least_once_and_follow_reorganisations() {
     assert!(reorganised);
     assert_eq!(got.last(), Some(&7), "{got:?}");
     assert!(!got.contains(&6), "{got:?}");
+}
+
+/// Blocks that were read are replaced after a poll has seen that they are still there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reorganisation_in_the_middle_of_a_poll_is_noticed() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let sender = net.sender(net.account(0).await, dir.path()).await;
+    let upstream = net.anvil.endpoint();
+    let armed = Arc::new(AtomicBool::new(false));
+    let (trigger, handle) = (armed.clone(), tokio::runtime::Handle::current());
+    // The head is asked for after the blocks that were read.
+    let reorganises = move |asked: &Value| {
+        let for_head = asked["method"] == "eth_getBlockByNumber" && asked["params"][0] == "latest";
+        if for_head && trigger.swap(false, Ordering::Relaxed) {
+            let provider = ProviderBuilder::new().connect_http(upstream.parse().unwrap());
+            let reorg = provider.raw_request::<_, Value>("anvil_reorg".into(), json!([2, []]));
+            tokio::task::block_in_place(|| handle.block_on(reorg)).unwrap();
+        }
+        true
+    };
+    let url = server(net.anvil.endpoint(), reorganises).await;
+    let chain = Chain::connect(&url, net.deployment.clone()).await.unwrap();
+    let store = Store::open(dir.path().join("cursor.redb"), &chain).unwrap();
+    let mut cursor = Cursor::open(chain, store, "test", CursorOptions::default()).unwrap();
+    let mut read = async || {
+        let batch = cursor.poll().await.unwrap();
+        cursor.commit(&batch).unwrap();
+        (configured(&batch), batch.caught_up, batch.replaced.is_some())
+    };
+    assert_eq!(read().await, (vec![], true, false));
+    let call = INodes::configureCall { endpoint: "http://node".into(), capacity: 7 };
+    sender.send(&Intent::call("c7", net.deployment.nodes, &call)).await.unwrap();
+    assert_eq!(read().await, (vec![7], true, false));
+    net.rpc("anvil_mine", json!([1])).await;
+    armed.store(true, Ordering::Relaxed);
+    assert_eq!(read().await, (vec![], false, false));
+    assert!(!armed.load(Ordering::Relaxed));
+    assert_eq!(read().await, (vec![], true, true));
 }
 
 #[tokio::test]

@@ -57,8 +57,15 @@ impl Localnet {
                 "port {port} is taken: stop what listens there, or choose another with --port"
             )));
         }
+        // anvil keeps the states of old blocks there, and leaves them behind: another devnet's are of no use.
+        let states = dir.join("anvil-states");
+        if states.exists() {
+            std::fs::remove_dir_all(&states).doing(|| format!("cannot remove {}", states.display()))?;
+        }
         let arguments = [
-            "--port".to_owned(),
+            "--cache-path".to_owned(),
+            states.display().to_string(),
+            "--port".into(),
             port.to_string(),
             "--block-time".into(),
             "1".into(),

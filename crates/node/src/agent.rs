@@ -82,9 +82,9 @@ impl Node {
     ) -> Result<Self> {
         measure::describe();
         let journal = Journal::new(store.clone(), config.data.join("traces"))?;
-        register::register(&config.registration, &sender, &journal, &sink).await?;
+        register::register(&config.registration, &sender, &sink).await?;
         if let Some(terms) = &config.channels {
-            register::session_key(terms.signer.address(), &sender, &journal, &sink).await?;
+            register::session_key(terms.signer.address(), true, &sender, &sink).await?;
         }
         let listener = match config.listen {
             Some(address) => {

@@ -17,7 +17,6 @@ use crate::{Error, Job, Result};
 
 const JOBS: Table = "node/jobs";
 const DEMANDS: Table = "node/demands";
-const COUNTERS: Table = "node/counters";
 
 /// A job and how far it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,15 +111,6 @@ impl Journal {
 
     pub(crate) fn remove_demand(&self, opening: B256) -> Result<()> {
         Ok(self.store.remove(DEMANDS, &opening.to_string())?)
-    }
-
-    /// A number that names the next transaction of a kind that may happen many times.
-    pub(crate) fn counter(&self, kind: &str) -> Result<u64> {
-        Ok(self.store.get(COUNTERS, kind)?.unwrap_or(0))
-    }
-
-    pub(crate) fn advance(&self, kind: &str, from: u64) -> Result<()> {
-        Ok(self.store.put(COUNTERS, kind, &(from + 1))?)
     }
 
     fn trace_path(&self, id: U256) -> PathBuf {

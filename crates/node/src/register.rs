@@ -1,11 +1,10 @@
 //! Makes true on chain what the operator wants to be true.
 
-use alloy::primitives::{Address, U256, Uint, keccak256};
+use alloy::primitives::{Address, U256, Uint};
 use sworn_bindings::{IERC20, INodes};
 use sworn_chain::{Intent, Receipt, Sender};
 
-use crate::journal::Journal;
-use crate::{Error, EventSink, NodeEvent, Registration, Result};
+use crate::{Error, EventSink, NodeEvent, Offer, Registration, Result};
 
 /// How long a session key is authorised for, in seconds.
 const SESSION_LIFE: u64 = 90 * 86_400;
@@ -13,7 +12,7 @@ const SESSION_LIFE: u64 = 90 * 86_400;
 const SESSION_REST: u64 = 30 * 86_400;
 
 /// Compares with the chain and posts what differs; a repetition posts nothing.
-pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
+pub(crate) async fn register(r: &Registration, sender: &Sender, sink: &EventSink) -> Result<()> {
     let chain = sender.chain();
     let (me, nodes) = (sender.account(), chain.deployment().nodes);
     let told = |what: String, receipt: Receipt| sink.emit(NodeEvent::Registered { what, receipt });
@@ -29,17 +28,15 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
     let capacity = r.capacity.unwrap_or(node.capacity);
     if endpoint != node.endpoint || capacity != node.capacity {
         let what = format!("endpoint {endpoint}, capacity {capacity}");
-        let call = INodes::configureCall { endpoint, capacity };
-        told(what, send(sender, journal, "configure", |key| Intent::call(key, nodes, &call)).await?);
+        let key = format!("configure/{capacity}/{endpoint}");
+        told(what, sender.again(&Intent::call(key, nodes, &INodes::configureCall { endpoint, capacity })).await?);
     }
 
     if let Some(missing) = r.stake.checked_sub(node.stake.saturating_sub(node.unbonding)).filter(|m| *m > 0) {
-        approve(sender, journal, nodes, U256::from(missing)).await?;
+        approve(sender, nodes, U256::from(missing)).await?;
         let call = INodes::depositCall { amount: missing };
-        told(
-            format!("stake {}", r.stake),
-            send(sender, journal, "deposit", |key| Intent::call(key, nodes, &call)).await?,
-        );
+        let receipt = sender.again(&Intent::call(format!("deposit/{missing}"), nodes, &call)).await?;
+        told(format!("stake {}", r.stake), receipt);
     }
 
     for offer in &r.offers {
@@ -56,35 +53,27 @@ pub(crate) async fn register(r: &Registration, sender: &Sender, journal: &Journa
                 perOutputToken: offer.per_output_token,
                 maxTokens: offer.max_tokens,
             };
-            let kind = format!("ask/{}", offer.model);
-            told(
-                format!("ask for {}", offer.model),
-                send(sender, journal, &kind, |key| Intent::call(key, nodes, &call)).await?,
-            );
+            let Offer { model, per_input_token, per_output_token, max_tokens } = offer;
+            let key = format!("ask/{model}/{per_input_token}/{per_output_token}/{max_tokens}");
+            told(format!("ask for {model}"), sender.again(&Intent::call(key, nodes, &call)).await?);
         }
     }
     Ok(())
 }
 
-/// Authorises the key that signs receipts, if it is not the account's own: anew when its time is almost over.
-pub(crate) async fn session_key(key: Address, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
-    match rest(key, sender).await? {
-        Some(left) if left < SESSION_REST => authorise(key, sender, journal, sink).await,
-        _ => Ok(()),
+/// Authorises the key that signs receipts, if it is not the account's own: anew when its time is almost over. One that is not valid is
+/// authorised by a node that starts (`fresh`) alone: to one that runs on and on it was revoked, and stays so.
+pub(crate) async fn session_key(key: Address, fresh: bool, sender: &Sender, sink: &EventSink) -> Result<()> {
+    let Some(left) = rest(key, sender).await? else { return Ok(()) };
+    if left >= SESSION_REST || (left == 0 && !fresh) {
+        return Ok(());
     }
-}
-
-/// The same for a node that runs on and on; but a key that is not valid any more was revoked, and stays so.
-pub(crate) async fn renew_session_key(
-    key: Address,
-    sender: &Sender,
-    journal: &Journal,
-    sink: &EventSink,
-) -> Result<()> {
-    match rest(key, sender).await? {
-        Some(left) if (1..SESSION_REST).contains(&left) => authorise(key, sender, journal, sink).await,
-        _ => Ok(()),
-    }
+    let chain = sender.chain();
+    let valid_until = chain.now().await?.saturating_add(SESSION_LIFE);
+    let call = INodes::setSessionKeyCall { key, validUntil: Uint::from(valid_until) };
+    let receipt = sender.again(&Intent::call(format!("session/{key}"), chain.deployment().nodes, &call)).await?;
+    sink.emit(NodeEvent::Registered { what: format!("session key {key}"), receipt });
+    Ok(())
 }
 
 /// For how many seconds a key is still authorised; none if it is the account's own.
@@ -97,38 +86,13 @@ async fn rest(key: Address, sender: &Sender) -> Result<Option<u64>> {
     Ok(Some(until.to::<u64>().saturating_sub(chain.now().await?)))
 }
 
-async fn authorise(key: Address, sender: &Sender, journal: &Journal, sink: &EventSink) -> Result<()> {
-    let chain = sender.chain();
-    let valid_until = chain.now().await?.saturating_add(SESSION_LIFE);
-    let call = INodes::setSessionKeyCall { key, validUntil: Uint::from(valid_until) };
-    let receipt = send(sender, journal, "session", |k| Intent::call(k, chain.deployment().nodes, &call)).await?;
-    sink.emit(NodeEvent::Registered { what: format!("session key {key}"), receipt });
-    Ok(())
-}
-
 /// Lets `spender` take at least `amount`.
-async fn approve(sender: &Sender, journal: &Journal, spender: Address, amount: U256) -> Result<()> {
+async fn approve(sender: &Sender, spender: Address, amount: U256) -> Result<()> {
     let token = sender.chain().token();
     let allowed = token.allowance(sender.account(), spender).call().await.map_err(sworn_chain::Error::from)?;
     if allowed < amount {
         let call = IERC20::approveCall { spender, value: amount };
-        send(sender, journal, "approve", |key| Intent::call(key, *token.address(), &call)).await?;
+        sender.again(&Intent::call(format!("approve/{amount}"), *token.address(), &call)).await?;
     }
     Ok(())
-}
-
-/// Sends something that may be sent again on another day: its key carries what is sent, and a number that rises when it is done.
-/// A crash in between finds the same number, hence the same transaction, unless the operator has changed their mind.
-pub(crate) async fn send(
-    sender: &Sender,
-    journal: &Journal,
-    kind: &str,
-    intent: impl FnOnce(String) -> Intent,
-) -> Result<Receipt> {
-    let number = journal.counter(kind)?;
-    let mut intent = intent(String::new());
-    intent.key = format!("{kind}/{number}/{}", keccak256(&intent.data));
-    let receipt = sender.send(&intent).await?;
-    journal.advance(kind, number)?;
-    Ok(receipt)
 }

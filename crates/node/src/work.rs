@@ -223,8 +223,8 @@ impl Shared {
                 let me = self.sender.account();
                 let owed =
                     self.sender.chain().market().withdrawable(me).call().await.map_err(sworn_chain::Error::from)?;
-                let intent = |key| Intent::call(key, market, &IMarket::withdrawCall {});
-                let receipt = register::send(&self.sender, &self.journal, "withdraw", intent).await?;
+                let intent = Intent::call("withdraw", market, &IMarket::withdrawCall {});
+                let receipt = self.sender.again(&intent).await?;
                 // The event has the amount; a withdrawal that a former process sent may have been of another.
                 let amount = self.withdrawn(receipt.hash).await.unwrap_or(owed);
                 self.sink.emit(NodeEvent::Withdrawn { amount, receipt });
@@ -233,7 +233,7 @@ impl Shared {
             Action::Renew => match &self.config.channels {
                 Some(terms) => {
                     let key = terms.signer.address();
-                    register::renew_session_key(key, &self.sender, &self.journal, &self.sink).await
+                    register::session_key(key, false, &self.sender, &self.sink).await
                 }
                 None => Ok(()),
             },

@@ -207,6 +207,9 @@ impl Devnet {
                 "--gas-limit",
                 "60000000",
             ])
+            // Where it keeps the states of old blocks, which it leaves behind when it is killed.
+            .arg("--cache-path")
+            .arg(dir.path().join("anvil-states"))
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(DevnetError::other)?)
             .stderr(log)

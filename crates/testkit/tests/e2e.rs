@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use alloy::primitives::U256;
+use alloy::providers::Provider;
 use serde_json::Value;
 use sworn_bindings::JobState;
 use sworn_engine::{Backend, Cpu};
@@ -347,6 +348,50 @@ async fn a_watcher_whose_account_gets_its_gas_money_late_challenges_all_the_same
     let job = stage.ask(&prompt(21), 8).await.unwrap();
     let slashed = stage.to_the_slash(&liar, || watcher.events(), job, PATIENCE).await;
     slashed.unwrap_or_else(|e| panic!("{e}\n{}\n{}", watcher.complaint(""), liar.complaint("")));
+}
+
+/// In the blocks that replace others the reward may not yet be due when its settlement comes, so that what withdrew it withdraws less.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reward_that_a_reorganisation_puts_behind_its_withdrawal_is_withdrawn_all_the_same() {
+    let stage = Stage::synthetic(3).await.unwrap();
+    let liar = stage.liar(Path::new(LIAR), &["--lie", "LINEAR+interactive", "--seed", "20"]).await.unwrap();
+    let watcher = stage.watch(&[]).unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
+    let complain = |e: DevnetError| panic!("{e}\n{}\n{}", watcher.complaint(""), liar.complaint(""));
+    let submitted = stage.to_the_withdrawal(&liar, || watcher.events(), job, PATIENCE).await.unwrap_or_else(complain);
+
+    let provider = stage.net.chain.provider();
+    let proven = watcher.wait("proven", Duration::ZERO).await.unwrap()["block"].as_u64().unwrap();
+    let sent: Vec<Value> = watcher.events().into_iter().filter(|e| e["event"] == "sent").collect();
+    let after = sent.iter().filter(|e| e["block"].as_u64().unwrap() > proven);
+    let (calls, hashes): (Vec<&str>, Vec<&Value>) = after.map(|e| (e["call"].as_str().unwrap(), &e["tx"])).unzip();
+    assert!(calls.contains(&"settleReward") && calls.last() == Some(&"withdraw"), "{sent:?}");
+    let mut raw = Vec::new();
+    for hash in &hashes {
+        let method = "eth_getRawTransactionByHash".into();
+        raw.push(provider.raw_request::<_, Value>(method, [hash]).await.unwrap());
+    }
+    stage.net.roll_back(stage.net.chain.head().await.unwrap().number - proven).await.unwrap();
+    let soon = stage.net.chain.head().await.unwrap().timestamp + 1;
+    provider.raw_request::<_, Value>("evm_setNextBlockTimestamp".into(), [soon]).await.unwrap();
+    for raw in raw {
+        // The watcher may have been quicker.
+        drop(provider.raw_request::<_, Value>("eth_sendRawTransaction".into(), [raw]).await);
+    }
+    for (call, hash) in calls.iter().zip(hashes) {
+        let hash = hash.as_str().unwrap().parse().unwrap();
+        let receipt = provider.get_transaction_receipt(hash).await.unwrap().unwrap_or_else(|| panic!("{call} is lost"));
+        assert_eq!(receipt.status(), *call != "settleReward", "{call}");
+    }
+
+    stage.skip_challenger_turn().await.unwrap();
+    let start = Instant::now();
+    while let Err(e) = stage.settle_slash(&submitted).await {
+        if start.elapsed() > PATIENCE {
+            complain(e);
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -53,7 +53,6 @@ pub(crate) struct Job {
     pub(crate) checked: bool,
     pub(crate) told_dispute: bool,
     pub(crate) contested: bool,
-    pub(crate) withdrawn: bool,
     /// A task works on it.
     pub(crate) busy: bool,
     /// Nothing is decided before this block is known: it holds the job's own last transaction.
@@ -88,7 +87,6 @@ impl Job {
             checked: false,
             told_dispute: false,
             contested: false,
-            withdrawn: false,
             busy: false,
             after_block: 0,
             not_before: None,

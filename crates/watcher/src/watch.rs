@@ -1,5 +1,6 @@
 //! The loop: news from the chain in, one move per job and per batch of receipts out.
 
+mod account;
 mod batches;
 mod case;
 mod jobs;
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use alloy::network::EthereumWallet;
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, B256};
 use alloy::sol_types::SolCall;
 use sworn_bindings::IChallenges::IChallengesEvents;
 use sworn_bindings::IMarket::IMarketEvents;
-use sworn_bindings::{Deployment, Event, IERC20, run_params};
+use sworn_bindings::{Deployment, Event, run_params};
 use sworn_chain::{Chain, Cursor, CursorOptions, Head, Intent, REACH, Receipt, Seen, Sender, SenderOptions, Store};
 use sworn_commit::witness::Claim;
 use sworn_commit::{Hash, TraceTree, sequence};
@@ -24,6 +25,7 @@ use sworn_ops::Pulse;
 use sworn_receipts::Answered;
 use tokio::sync::{Semaphore, mpsc};
 
+use self::account::{Account, Allowed, Purse};
 use self::batches::{Checked, Sent};
 pub use self::case::Case;
 pub use self::jobs::demand_call;
@@ -43,8 +45,6 @@ const ANSWERS: &str = "watch/answers";
 const CHECKPOINT: &str = "watch/checkpoint";
 /// Times the node is asked for its trace before the interactive descent begins.
 const SERVED_TRIES: u32 = 2;
-/// Until it is tried again to let contracts take fees: the account may have no money for gas yet.
-const ALLOW_AGAIN: Duration = Duration::from_secs(15);
 
 /// How to watch.
 #[derive(Clone)]
@@ -150,20 +150,17 @@ pub async fn watch(
         tell,
         caught_up: false,
         checkpoint_at: 0,
-        rewarded: None,
+        account: Account::default(),
         only: None,
         now: 0,
-        allow_at: None,
     };
     let account = watcher.sender.as_ref().map(Sender::account);
     watcher.started(account, from);
     watcher.prepare().await;
     if let Some(case) = watcher.config.case.take() {
-        watcher.only = watcher.bring(case).await?;
+        // No job has the number 0: a node that was convicted at once leaves but the reward to collect.
+        watcher.only = Some(watcher.bring(case).await?.unwrap_or(0));
         watcher.config.once = true;
-        if watcher.only.is_none() {
-            return Ok(());
-        }
     }
     watcher.run(rx, stop).await
 }
@@ -188,7 +185,6 @@ enum Purpose {
     Contest,
     Settle,
     Reclaim,
-    Withdraw,
     /// About a batch: the call's name, and what it is about.
     Batch(&'static str, Sent),
 }
@@ -198,7 +194,6 @@ enum Purpose {
 enum Subject {
     Job(u64),
     Batch(u64),
-    Account,
 }
 
 /// What a task brings back.
@@ -214,13 +209,17 @@ enum Done {
     Checked(usize, u64, Checked),
     Judged(Claim, Result<(), String>),
     Tx(Purpose, Result<Receipt, sworn_chain::Error>),
-    Allowed(Allowed),
 }
 
-/// Transactions that let contracts take fees, and why one could not be sent.
-type Allowed = (Vec<Receipt>, Result<(), String>);
+/// What is over.
+enum Finished {
+    Task(Subject, Done),
+    Allowed(Allowed),
+    Withdrawal(Purse, Result<Receipt, sworn_chain::Error>),
+}
 
-type Message = (u64, Subject, Done);
+/// And in which generation it began.
+type Message = (u64, Finished);
 
 struct Watcher<F> {
     config: Config,
@@ -248,14 +247,11 @@ struct Watcher<F> {
     tell: F,
     caught_up: bool,
     checkpoint_at: u64,
-    /// A batch that may have earned this account something.
-    rewarded: Option<u64>,
+    account: Account,
     /// The only job that is watched.
     only: Option<u64>,
     /// Time of the latest block that is known.
     now: u64,
-    /// When it is tried again to let contracts take fees.
-    allow_at: Option<Instant>,
 }
 
 impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
@@ -290,26 +286,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 tracing::warn!(%error, "resuming transactions");
             }
         });
-        let allowed = allow_fees(&self.chain, &sender).await;
+        let allowed = account::allow_fees(&self.chain, &sender).await;
         self.allowed(allowed);
-    }
-
-    /// Sees to it, beside everything else, that fees can be taken.
-    fn allow_again(&mut self) {
-        let Some(sender) = self.sender.clone() else { return };
-        self.allow_at = None;
-        let chain = self.chain.clone();
-        self.fetch(Subject::Account, async move { Done::Allowed(allow_fees(&chain, &sender).await) });
-    }
-
-    fn allowed(&mut self, (sent, result): Allowed) {
-        for r in sent {
-            self.tell(WatcherEvent::Sent { job: None, call: "approve".into(), tx: tx(&r) });
-        }
-        if let Err(why) = result {
-            self.error(None, why);
-            self.allow_at = Some(Instant::now() + ALLOW_AGAIN);
-        }
     }
 
     async fn run(
@@ -326,7 +304,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                     self.config.pulse.stopping();
                     return Ok(());
                 }
-                Some((generation, subject, done)) = results.recv() => self.finished(generation, subject, done).await,
+                Some((generation, finished)) = results.recv() => self.finished(generation, finished).await,
                 () = tokio::time::sleep(pause) => {}
             }
             pause = match self.step().await {
@@ -352,15 +330,13 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         measure::watched("jobs", self.jobs.len());
         measure::watched("batches", self.batches.len());
         self.now = head.timestamp;
-        if self.allow_at.is_some_and(|at| at <= Instant::now()) {
-            self.allow_again();
-        }
         self.decide(head).await
     }
 
-    /// Whether nothing is left to do for any job or batch.
+    /// Whether nothing is left to do.
     fn idle(&self) -> bool {
-        self.batches_idle(self.now)
+        self.account.idle()
+            && self.batches_idle(self.now)
             && self.jobs.values().all(|j| !j.busy && (j.done || j.muted || j.right || j.game.is_none()))
     }
 
@@ -381,7 +357,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 self.times.clear();
                 self.caught_up = false;
                 self.cursor = None;
-                self.allow_again();
+                self.account = Account::default();
+                self.allow();
                 continue;
             }
             self.config.pulse.behind();
@@ -525,6 +502,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             self.decide_job(id, head).await?;
         }
         self.decide_batches(head).await?;
+        self.decide_account(head).await?;
         self.checkpoint(head)
     }
 
@@ -558,7 +536,6 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         match subject {
             Subject::Job(id) => self.jobs.get_mut(&id).into_iter().for_each(|j| j.busy = true),
             Subject::Batch(id) => self.batches.get_mut(&id).into_iter().for_each(|b| b.busy = true),
-            Subject::Account => {}
         }
         self.fetch(subject, async move { Done::Tx(purpose, sender.send(&intent).await) });
     }
@@ -576,21 +553,26 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
     }
 
     fn fetch(&self, subject: Subject, work: impl Future<Output = Done> + Send + 'static) {
+        self.report(async move { Finished::Task(subject, work.await) });
+    }
+
+    /// Does something beside everything else; the loop hears what came of it.
+    fn report(&self, work: impl Future<Output = Finished> + Send + 'static) {
         let (results, generation) = (self.results.clone(), self.generation);
         tokio::spawn(async move {
-            let _ = results.send((generation, subject, work.await));
+            let _ = results.send((generation, work.await));
         });
     }
 
-    async fn finished(&mut self, generation: u64, subject: Subject, done: Done) {
+    async fn finished(&mut self, generation: u64, finished: Finished) {
         if generation != self.generation {
             return;
         }
-        match (subject, done) {
-            (Subject::Job(id), done) => self.finished_job(id, done),
-            (Subject::Batch(id), done) => self.finished_batch(id, done).await,
-            (Subject::Account, Done::Allowed(allowed)) => self.allowed(allowed),
-            (Subject::Account, _) => {}
+        match finished {
+            Finished::Task(Subject::Job(id), done) => self.finished_job(id, done),
+            Finished::Task(Subject::Batch(id), done) => self.finished_batch(id, done).await,
+            Finished::Allowed(allowed) => self.allowed(allowed),
+            Finished::Withdrawal(purse, result) => self.withdrawal(purse, result),
         }
     }
 }
@@ -601,30 +583,6 @@ fn millis(since: Instant) -> u64 {
 
 fn tx(r: &Receipt) -> Tx {
     Tx { tx: r.hash, gas: r.gas_used, block: r.block }
-}
-
-/// Lets market and channels take fees, where they may not.
-async fn allow_fees(chain: &Chain, sender: &Sender) -> Allowed {
-    let (d, me) = (chain.deployment(), sender.account());
-    let mut sent = Vec::new();
-    for (spender, whose) in [(d.market, "market"), (d.channels, "channels")] {
-        let read = async || Ok(chain.token().allowance(me, spender).call().await?);
-        let allow = async || {
-            let allowance: U256 = sworn_chain::persistently("reading an allowance", read).await?;
-            if allowance >= U256::MAX >> 1 {
-                return Ok(None);
-            }
-            let call = IERC20::approveCall { spender, value: U256::MAX };
-            // The allowance in the key: one that was spent or revoked is renewed.
-            let intent = Intent::call(format!("approve/{whose}/{allowance}"), d.token, &call);
-            sworn_chain::persistently("allowing fees", || sender.send(&intent)).await.map(Some)
-        };
-        match allow().await {
-            Ok(receipt) => sent.extend(receipt),
-            Err(e) => return (sent, Err(format!("the {whose} cannot take fees: {e}"))),
-        }
-    }
-    (sent, Ok(()))
 }
 
 async fn endpoint(chain: &Chain, node: Address) -> Result<String, String> {

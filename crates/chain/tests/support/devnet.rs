@@ -39,6 +39,8 @@ pub struct Devnet {
     pub anvil: AnvilInstance,
     pub deployment: Deployment,
     pub rich: PrivateKeySigner,
+    /// anvil keeps the states of old blocks there, and leaves them behind.
+    _states: tempfile::TempDir,
 }
 
 fn root() -> PathBuf {
@@ -91,7 +93,9 @@ fn uint(v: u128) -> DynSolValue {
 impl Devnet {
     /// Starts anvil: a block for every transaction, or one every `block_time` seconds.
     pub async fn start(block_time: Option<u64>, p: Params) -> Devnet {
-        let mut anvil = Anvil::at(tool("anvil")).arg("--order").arg("fifo");
+        let states = tempfile::tempdir().unwrap();
+        let cache = states.path().display().to_string();
+        let mut anvil = Anvil::at(tool("anvil")).args(["--order", "fifo", "--cache-path", &cache]);
         if let Some(seconds) = block_time {
             anvil = anvil.block_time(seconds).arg("--mixed-mining");
         }
@@ -148,7 +152,7 @@ impl Devnet {
             step_verifier,
             block: 0,
         };
-        Devnet { anvil, deployment, rich }
+        Devnet { anvil, deployment, rich, _states: states }
     }
 
     pub async fn chain(&self) -> Chain {

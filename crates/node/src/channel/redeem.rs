@@ -13,7 +13,7 @@ use sworn_receipts::{place, receipts_tree};
 use super::record::{BookRecord, ReceiptRecord};
 use crate::journal::{AnswerRecord, JobRecord};
 use crate::work::{Shared, blocking, unpoisoned};
-use crate::{Error, NodeEvent, Result, register};
+use crate::{Error, NodeEvent, Result};
 
 /// Channels that one batch holds, as the contract has it.
 const PARTS: usize = 64;
@@ -273,8 +273,8 @@ impl Shared {
             Step::Withdraw => {
                 let me = self.sender.account();
                 let amount = self.sender.chain().channels().balanceOf(me).call().await.map_err(failed)?;
-                let intent = |key| Intent::call(key, contract, &IChannels::withdrawCall {});
-                let receipt = register::send(&self.sender, &self.journal, "channels/withdraw", intent).await?;
+                let intent = Intent::call("channels/withdraw", contract, &IChannels::withdrawCall {});
+                let receipt = self.sender.again(&intent).await?;
                 self.sink.emit(NodeEvent::Withdrawn { amount, receipt });
                 Ok(())
             }
@@ -308,8 +308,10 @@ impl Shared {
             return Ok(());
         }
         let call = IChannels::redeemCall { redemptions };
-        let intent = |key| Intent::call(key, contract, &call);
-        let receipt = register::send(&self.sender, &self.journal, "redeem", intent).await?;
+        // What it claims is in the key: a claim that was signed before and is in no block is not this one.
+        let mut intent = Intent::call(String::new(), contract, &call);
+        intent.key = format!("redeem/{}", alloy::primitives::keccak256(&intent.data));
+        let receipt = self.sender.again(&intent).await?;
         for event in self.sender.chain().events_of(receipt.hash).await? {
             if let Event::Channels(IChannelsEvents::BatchRedeemed(e)) = event {
                 let (batch, amount, receipt) = (e.batchId, e.amount.to_string(), receipt.clone());

@@ -9,6 +9,7 @@ use sworn_chain::{Head, Intent, Receipt as Mined, Seen};
 use sworn_commit::sequence;
 use sworn_receipts::{Domain, Receipt, SignedReceipt};
 
+use super::account::Purse;
 use super::{ANNOUNCEMENTS, ANSWERS, Done, Purpose, Subject, Watcher, endpoint, millis, tx};
 use crate::Result;
 use crate::event::{WatcherEvent, job_number};
@@ -74,7 +75,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 // Nothing of it will be paid any more. What a fault shown without a trial earns is there at once; after a trial
                 // there is more to come.
                 if !self.jobs.values().any(|j| j.receipt.is_some() && j.node == e.node) {
-                    self.rewarded = self.batches.values().find(|b| b.node == e.node).map(|b| job_number(b.id));
+                    self.earned(Purse::Channels, seen.block);
                 }
                 let void = self.batches.extract_if(.., |_, b| b.node == e.node);
                 self.ended.extend(void.map(|(_, b)| (b.block, seen.block)));
@@ -100,7 +101,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         if let Some(b) = self.batches.remove(&job_number(id)) {
             self.ended.push((b.block, block));
             if !released {
-                self.rewarded = Some(job_number(id));
+                self.earned(Purse::Channels, block);
             }
             self.tell(WatcherEvent::BatchOver { batch: job_number(id), node: b.node, released });
         }
@@ -159,19 +160,6 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         let ids: Vec<u64> = self.batches.values().filter(ready).map(|b| job_number(b.id)).collect();
         for id in ids {
             self.decide_batch(id, head).await?;
-        }
-        self.collect_rewards().await
-    }
-
-    /// Takes what a batch that became void, or its node's conviction, has earned this account.
-    async fn collect_rewards(&mut self) -> Result<()> {
-        let (Some(id), true) = (self.rewarded.take(), self.sender.is_some()) else { return Ok(()) };
-        let due = self.chain.channels().balanceOf(self.me).call().await.map_err(sworn_chain::Error::from)?;
-        if !due.is_zero() {
-            let call = IChannels::withdrawCall {};
-            let intent = Intent::call(format!("batch/{id}/withdraw"), self.config.deployment.channels, &call);
-            let sent = Sent { step: Step::Rest, channel: B256::ZERO, sequence: 0 };
-            self.send(Subject::Batch(id), intent, Purpose::Batch("withdraw", sent));
         }
         Ok(())
     }

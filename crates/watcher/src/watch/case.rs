@@ -6,6 +6,7 @@ use sworn_chain::Intent;
 use sworn_commit::sequence;
 use sworn_receipts::SignedReceipt;
 
+use super::account::Purse;
 use super::batches::{Checked, check};
 use super::{ANSWERS, Watcher, tx};
 use crate::event::{WatcherEvent, job_number};
@@ -50,6 +51,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 let (input, output) = (sequence::encode(&case.prompt).into(), sequence::encode(&case.output).into());
                 let call = ITrials::convictMalformedCall { receipt, signature, input, output };
                 let mined = sender.send(&Intent::call(format!("case/{digest}/malformed"), trials, &call)).await?;
+                self.earned(Purse::Channels, mined.block);
                 self.tell(WatcherEvent::Sent { job: None, call: "convictMalformed".into(), tx: tx(&mined) });
                 return Ok(None);
             }

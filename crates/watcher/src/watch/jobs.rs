@@ -1,4 +1,4 @@
-//! One job's case: a move at a time, from the audit to the last withdrawal.
+//! One job's case: a move at a time, from the audit to the last reward.
 
 use std::time::{Duration, Instant};
 
@@ -6,12 +6,13 @@ use alloy::primitives::{Address, B256, U256};
 use alloy::sol_types::SolCall;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use sworn_bindings::{self as sol, IChallenges, IChannels, IMarket, ModelShape, TraceContext, opening_id};
-use sworn_chain::{Head, Intent, Receipt};
+use sworn_bindings::{self as sol, IChallenges, ModelShape, TraceContext, opening_id};
+use sworn_chain::{Head, Receipt};
 use sworn_commit::witness::Claim;
 use sworn_commit::{Hash, sequence};
 use sworn_isa::SectionKind;
 
+use super::account::Purse;
 use super::{ANNOUNCEMENTS, Done, Purpose, SERVED_TRIES, Subject, Watcher, endpoint, millis, tx};
 use crate::Result;
 use crate::event::WatcherEvent;
@@ -260,7 +261,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         Ok(())
     }
 
-    /// After a slash: the reward, the fees, the money.
+    /// After a slash: the reward, the fees.
     async fn collect(&mut self, id: u64, head: Head) -> Result<()> {
         let me = self.me;
         let Some(job) = self.jobs.get_mut(&id) else { return Ok(()) };
@@ -291,27 +292,10 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
         if game.paid(me) && !game.reclaimed.contains(&me) {
             let call = IChallenges::reclaimFeesCall { jobId: jobid };
             self.send_challenges(id, format!("{id}/reclaim"), &call, Purpose::Reclaim);
-        } else if !waits && !job.withdrawn {
-            // The purse of a receipt's trial is with the channels.
-            let (key, d) = (format!("{id}/withdraw"), &self.config.deployment);
-            let (intent, due) = match job.receipt {
-                None => (
-                    Intent::call(key, d.market, &IMarket::withdrawCall {}),
-                    self.chain.market().withdrawable(me).call().await,
-                ),
-                Some(_) => (
-                    Intent::call(key, d.channels, &IChannels::withdrawCall {}),
-                    self.chain.channels().balanceOf(me).call().await,
-                ),
-            };
-            let due = due.map_err(sworn_chain::Error::from)?;
-            if due.is_zero() {
-                job.withdrawn = true;
-            } else {
-                self.send(Subject::Job(id), intent, Purpose::Withdraw);
-            }
         } else if !waits {
             job.done = true;
+            let (purse, block) = (if job.receipt.is_none() { Purse::Market } else { Purse::Channels }, job.after_block);
+            self.earned(purse, block);
         }
         Ok(())
     }
@@ -361,7 +345,7 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 }
                 self.tell(WatcherEvent::Asked { job: id, what: "tokens".into(), served, note });
             }
-            Done::Receipts(..) | Done::Checked(..) | Done::Allowed(_) => {}
+            Done::Receipts(..) | Done::Checked(..) => {}
             Done::Trace(result) => {
                 let (served, note) = (result.is_ok(), result.as_ref().err().cloned().unwrap_or_default());
                 job.served_tries += 1;
@@ -388,10 +372,8 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 // Another's transaction may have come first: look again when the chain has moved.
                 let pause = Duration::from_millis(500 * u64::from(job.failures.min(20)));
                 job.not_before = Some(Instant::now() + pause);
-                if matches!(purpose, Purpose::Contest) || (matches!(purpose, Purpose::Withdraw) && e.revert().is_some())
-                {
+                if matches!(purpose, Purpose::Contest) {
                     tracing::debug!(job = id, error = %e, "nothing to collect");
-                    job.withdrawn |= matches!(purpose, Purpose::Withdraw);
                 } else {
                     self.error(Some(id), e.to_string());
                 }
@@ -424,12 +406,6 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
             Purpose::Contest => WatcherEvent::Contested { job: id, tx },
             Purpose::Settle => settle("settleReward"),
             Purpose::Reclaim => settle("reclaimFees"),
-            Purpose::Withdraw => {
-                if let Some(job) = self.jobs.get_mut(&id) {
-                    job.withdrawn = true;
-                }
-                settle("withdraw")
-            }
         };
         self.tell(event);
     }
