@@ -32,6 +32,8 @@ use crate::{Chain, Error, Result, Store, Table};
 const OPEN: Table = "sworn/transactions/open";
 /// In a block, successful or not.
 const DONE: Table = "sworn/transactions/done";
+/// How often an intent that may happen many times has happened.
+const TIMES: Table = "sworn/transactions/times";
 /// How often a transaction that no block takes is asked about; the least that it waits before its fees are raised.
 const IMPATIENCE: Duration = Duration::from_secs(3);
 /// What a transfer costs.
@@ -294,33 +296,13 @@ impl Sender {
     /// The call would revert (nothing is sent), it reverted in its block, there is no money for gas, the disk fails, or the RPC does
     /// before anything was sent. What was sent is followed through every outage.
     pub async fn send(&self, intent: &Intent) -> Result<Receipt> {
-        self.happen(intent, false).await
-    }
-
-    /// [`Self::send`] for what may have to happen many times: a transaction of the key that is in a block does not count, one that was
-    /// signed and is in none is carried on. That it is called for again is the caller's to see, from what the chain says.
-    ///
-    /// # Errors
-    /// As [`Self::send`].
-    pub async fn again(&self, intent: &Intent) -> Result<Receipt> {
-        self.happen(intent, true).await
-    }
-
-    async fn happen(&self, intent: &Intent, again: bool) -> Result<Receipt> {
         let inner = &self.0;
         let lock = inner.key(&intent.key);
         let _guard = lock.lock().await;
         for _ in 0..COLLISIONS {
-            let mut earlier = inner.entry(&intent.key)?.filter(|e| !e.failed);
-            if let (Some(e), true) = (&earlier, again)
-                && e.done.is_some()
-                && inner.any_receipt(e).await?.is_some()
-            {
-                earlier = None;
-            }
-            let (entry, known) = match earlier {
-                Some(entry) => (entry, false),
-                None => inner.sign(intent).await?,
+            let (entry, known) = match inner.entry(&intent.key)? {
+                Some(e) if !e.failed => (e, false),
+                _ => inner.sign(intent).await?,
             };
             if let Some(receipt) = inner.follow(&intent.key, entry, known).await? {
                 return Ok(receipt);
@@ -330,6 +312,29 @@ impl Sender {
             "{}: other transactions of {} took the nonce {COLLISIONS} times; give each agent an account of its own",
             intent.label, inner.account
         )))
+    }
+
+    /// [`Self::send`] for what may have to happen many times: a transaction of the key that is in a block does not count, one that was
+    /// signed and is in none is carried on. That it is called for again is the caller's to see, from what the chain says.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn again(&self, intent: &Intent) -> Result<Receipt> {
+        let inner = &self.0;
+        let lock = inner.key(&intent.key);
+        let _guard = lock.lock().await;
+        // Each time has a key of its own: a reorganisation may take back more than the last.
+        let numbered = |n: u64| Intent { key: format!("{}#{n}", intent.key), ..intent.clone() };
+        let number = inner.store.get(TIMES, &intent.key)?.unwrap_or(0);
+        let last = numbered(number);
+        if let Some(entry) = inner.entry(&last.key)?
+            && entry.done.is_some()
+            && inner.any_receipt(&entry).await?.is_some()
+        {
+            inner.store.put(TIMES, &intent.key, &(number + 1))?;
+            return self.send(&numbered(number + 1)).await;
+        }
+        self.send(&last).await
     }
 }
 
@@ -479,10 +484,13 @@ impl Inner {
             watch.known = true;
         } else if watch.asked.elapsed() >= IMPATIENCE {
             watch.asked = Instant::now();
+            let late = self.is_late(entry, watch.since.elapsed()).await?;
             if used < entry.nonce {
-                self.fill(used).await?;
-            } else if self.is_late(entry, watch.since.elapsed()).await? {
+                self.fill(used, late).await?;
+            } else if late {
                 self.bump(key, entry).await?;
+            }
+            if late {
                 watch.since = Instant::now();
             }
             watch.known = self.is_queued(entry).await?;
@@ -498,10 +506,11 @@ impl Inner {
 
     /// Sees to it that a nonce is used that higher ones wait for, when no transaction with it is queued: a reorganisation or a lost queue
     /// took it. If the journal has its transaction and nobody follows that, it is sent again; if it was another process's, a transfer of
-    /// nothing takes its place.
-    async fn fill(&self, nonce: u64) -> Result<()> {
+    /// nothing takes its place. When it is queued, but they wait too long (`late`), the journal's is sent with a higher fee.
+    async fn fill(&self, nonce: u64, late: bool) -> Result<()> {
         let _guard = self.nonces.lock().await;
-        if self.pending_nonce().await? > nonce {
+        let queued = self.pending_nonce().await? > nonce;
+        if queued && !late {
             return Ok(());
         }
         let journal = self.store.all::<Entry>(OPEN)?.into_iter().chain(self.store.all::<Entry>(DONE)?);
@@ -510,6 +519,9 @@ impl Inner {
                 Ok(_guard) => self.bump(&key, &mut entry).await,
                 Err(_) => Ok(()),
             };
+        }
+        if queued {
+            return Ok(());
         }
         tracing::warn!(nonce, account = %self.account, "the transaction before is lost: a transfer of nothing takes its nonce");
         let fees = self.fees().await?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use serde::Serialize;
@@ -18,7 +18,8 @@ const IDENTITY: Table = "sworn/identity";
 /// An agent's file. Every write is on disk when the call returns. Cheap to clone.
 #[derive(Clone)]
 pub struct Store {
-    db: Arc<Database>,
+    /// Closed from a failure of the disk until it can be opened again.
+    db: Arc<RwLock<Option<Database>>>,
     path: Arc<PathBuf>,
 }
 
@@ -77,11 +78,8 @@ impl Store {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(|e| Error::Store { path: parent.to_owned(), reason: e.to_string() })?;
         }
-        let db = Database::create(path).map_err(|e| match e {
-            DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.to_owned() },
-            e => Error::Store { path: path.to_owned(), reason: e.to_string() },
-        })?;
-        let store = Store { db: Arc::new(db), path: Arc::new(path.to_owned()) };
+        let db = Database::create(path).map_err(|e| cannot_open(path, e))?;
+        let store = Store { db: Arc::new(RwLock::new(Some(db))), path: Arc::new(path.to_owned()) };
         match store.get::<String>(IDENTITY, "chain")? {
             None => store.put(IDENTITY, "chain", identity)?,
             Some(known) if known == identity => {}
@@ -95,6 +93,23 @@ impl Store {
         &self.path
     }
 
+    /// Reads or writes, in one transaction. Once the disk has failed, redb does nothing until it is closed and opened again; then what was
+    /// committed is there and nothing else, so that the same transaction is tried once more.
+    fn with<T>(&self, work: impl Fn(&Database) -> Result<T, redb::Error>) -> Result<T> {
+        let try_it = |db: &Option<Database>| match db.as_ref().map(&work) {
+            None | Some(Err(redb::Error::Io(_) | redb::Error::PreviousIo)) => None,
+            Some(other) => Some(other.map_err(|e| self.fail(e))),
+        };
+        if let Some(result) = try_it(&self.db.read().unwrap_or_else(PoisonError::into_inner)) {
+            return result;
+        }
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        *db = None;
+        // Not created: a journal that is gone must not be taken for an empty one.
+        let db = db.insert(Database::open(&*self.path).map_err(|e| cannot_open(&self.path, e))?);
+        work(db).map_err(|e| self.fail(e))
+    }
+
     fn fail(&self, e: impl std::fmt::Display) -> Error {
         Error::Store { path: self.path.to_path_buf(), reason: e.to_string() }
     }
@@ -104,14 +119,12 @@ impl Store {
     /// # Errors
     /// The disk fails, or the value is of another shape.
     pub fn get<T: DeserializeOwned>(&self, table: Table, key: &str) -> Result<Option<T>> {
-        let read = self.db.begin_read().map_err(|e| self.fail(e))?;
-        let table = match read.open_table(definition(table)) {
-            Ok(table) => table,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(None),
-            Err(e) => return Err(self.fail(e)),
-        };
-        let value = table.get(key).map_err(|e| self.fail(e))?;
-        value.map(|v| serde_json::from_slice(v.value()).map_err(|e| self.fail(e))).transpose()
+        let value = self.with(|db| match db.begin_read()?.open_table(definition(table)) {
+            Ok(table) => Ok(table.get(key)?.map(|v| v.value().to_vec())),
+            Err(TableError::TableDoesNotExist(_)) => Ok(None),
+            Err(e) => Err(e.into()),
+        })?;
+        value.map(|v| serde_json::from_slice(&v).map_err(|e| self.fail(e))).transpose()
     }
 
     /// All of a table, by rising key.
@@ -119,18 +132,16 @@ impl Store {
     /// # Errors
     /// As [`Self::get`].
     pub fn all<T: DeserializeOwned>(&self, table: Table) -> Result<Vec<(String, T)>> {
-        let read = self.db.begin_read().map_err(|e| self.fail(e))?;
-        let table = match read.open_table(definition(table)) {
-            Ok(table) => table,
-            Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-            Err(e) => return Err(self.fail(e)),
-        };
-        let rows = table.iter().map_err(|e| self.fail(e))?;
-        rows.map(|row| {
-            let (key, value) = row.map_err(|e| self.fail(e))?;
-            Ok((key.value().to_owned(), serde_json::from_slice(value.value()).map_err(|e| self.fail(e))?))
-        })
-        .collect()
+        let rows = self.with(|db| match db.begin_read()?.open_table(definition(table)) {
+            Ok(table) => table
+                .iter()?
+                .map(|row| row.map(|(key, value)| (key.value().to_owned(), value.value().to_vec())))
+                .collect::<Result<Vec<_>, _>>()
+                .map_err(redb::Error::from),
+            Err(TableError::TableDoesNotExist(_)) => Ok(Vec::new()),
+            Err(e) => Err(e.into()),
+        })?;
+        rows.into_iter().map(|(key, v)| Ok((key, serde_json::from_slice(&v).map_err(|e| self.fail(e))?))).collect()
     }
 
     /// Sets a value.
@@ -154,16 +165,24 @@ impl Store {
     /// # Errors
     /// The disk fails; then everything is as it was.
     pub fn apply(&self, changes: &Changes) -> Result<()> {
-        let write = self.db.begin_write().map_err(|e| self.fail(e))?;
-        for (name, key, value) in &changes.list {
-            let mut table = write.open_table(definition(name)).map_err(|e| self.fail(e))?;
-            match value {
-                Some(bytes) => table.insert(key.as_str(), &bytes[..]).map(drop),
-                None => table.remove(key.as_str()).map(drop),
+        self.with(|db| {
+            let write = db.begin_write()?;
+            for (name, key, value) in &changes.list {
+                let mut table = write.open_table(definition(name))?;
+                match value {
+                    Some(bytes) => drop(table.insert(key.as_str(), &bytes[..])?),
+                    None => drop(table.remove(key.as_str())?),
+                }
             }
-            .map_err(|e| self.fail(e))?;
-        }
-        write.commit().map_err(|e| self.fail(e))
+            Ok(write.commit()?)
+        })
+    }
+}
+
+fn cannot_open(path: &Path, e: DatabaseError) -> Error {
+    match e {
+        DatabaseError::DatabaseAlreadyOpen => Error::Locked { path: path.to_owned() },
+        e => Error::Store { path: path.to_owned(), reason: e.to_string() },
     }
 }
 

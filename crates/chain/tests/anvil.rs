@@ -224,6 +224,51 @@ async fn what_may_have_to_happen_again_happens_again_and_what_is_on_its_way_does
     net.rpc("evm_mine", json!([])).await;
     sender.again(&intent).await.unwrap();
     assert_eq!(paid().await, U256::from(21));
+    // While one is on its way, a reorganisation takes the one before, which it waits for.
+    net.rpc("evm_setAutomine", json!([false])).await;
+    let fourth = sender.again(&intent);
+    let disturbs = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        net.rpc("anvil_rollback", json!([1])).await;
+        net.rpc("anvil_dropAllTransactions", json!([])).await;
+        net.rpc("evm_setAutomine", json!([true])).await;
+    };
+    let (fourth, ()) = tokio::join!(tokio::time::timeout(Duration::from_secs(30), fourth), disturbs);
+    fourth.unwrap().unwrap();
+    assert_eq!(paid().await, U256::from(28));
+}
+
+/// One that was in a block is queued again by a reorganisation, and its fee is too low by now: nobody asks for it any more.
+#[tokio::test]
+async fn a_transaction_that_others_wait_for_gets_a_higher_fee_though_nobody_follows_it() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(10 * UNIT).await;
+    let store = Store::open(dir.path().join("s.redb"), &net.chain().await).unwrap();
+    let options = SenderOptions { bump_after: Duration::from_secs(1), ..SenderOptions::default() };
+    let sender = Sender::new(net.chain().await, key, store, options);
+    let first = sender.send(&transfer(&net.deployment, "first", NOWHERE, 7)).await.unwrap();
+    let raw = net.rpc("eth_getRawTransactionByHash", json!([first.hash])).await;
+    net.rpc("evm_setAutomine", json!([false])).await;
+    net.rpc("anvil_rollback", json!([1])).await;
+    net.rpc("eth_sendRawTransaction", json!([raw])).await;
+    let dear = U256::from(first.gas_price) * U256::from(50);
+    net.rpc("anvil_setNextBlockBaseFeePerGas", json!([dear])).await;
+    let second = transfer(&net.deployment, "second", NOWHERE, 1);
+    let second = sender.send(&second);
+    let mines = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for _ in 0..60 {
+            net.rpc("anvil_setNextBlockBaseFeePerGas", json!([dear])).await;
+            net.rpc("evm_mine", json!([])).await;
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    };
+    tokio::select! {
+        sent = second => drop(sent.unwrap()),
+        () = mines => panic!("it waits for ever"),
+    }
+    assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(8));
 }
 
 fn configured(batch: &sworn_chain::Batch) -> Vec<u32> {

@@ -24,8 +24,8 @@ impl EventLog {
     pub(crate) fn tell<T: Serialize>(&self, event: &T) {
         let mut event = serde_json::to_value(event).unwrap_or_default();
         decimal(&mut event);
-        let told = self.out.line(&event, text);
-        if told.is_err() {
+        // A disk that is full where they are written must not end what they tell of.
+        if self.out.line(&event, text).is_err_and(|fault| fault.is_that_nobody_reads()) {
             let _ = self.unread.send(());
         }
     }

@@ -30,9 +30,14 @@ impl Fault {
         Self { message: String::new(), causes: Vec::new(), code: 0 }
     }
 
+    /// Whether it is [`Self::nobody_reads`].
+    pub(crate) fn is_that_nobody_reads(&self) -> bool {
+        self.code == 0
+    }
+
     /// Says what was being done, above what went wrong.
     pub(crate) fn while_doing(mut self, doing: impl Into<String>) -> Self {
-        if self.code == 0 {
+        if self.is_that_nobody_reads() {
             return self;
         }
         self.causes.insert(0, std::mem::replace(&mut self.message, doing.into()));

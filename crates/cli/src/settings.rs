@@ -58,6 +58,8 @@ impl Settings {
             .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(true)
+            // Of a log that cannot be written, on a full disk, it would tell by a macro that panics when that cannot be written either.
+            .log_internal_errors(false)
             .init();
         Ok(())
     }

@@ -429,6 +429,19 @@ async fn two_watchers_share_one_reward() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_disk_was_full_answers_when_there_is_room_again() {
+    let mut stage = Stage::synthetic(3).await.unwrap();
+    stage.disks_fill = true;
+    let node = stage.node(&[]).await.unwrap();
+    node.fill_disk(true).unwrap();
+    let job = stage.ask(&prompt(21), 8).await.unwrap();
+    node.wait("failed", PATIENCE).await.unwrap();
+    node.fill_disk(false).unwrap();
+    stage.until(job, JobState::Submitted, PATIENCE).await.unwrap();
+    assert_eq!(node.starts(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn honest_nodes_are_paid_and_broken_watchers_silent() {
     let stage = Stage::synthetic(3).await.unwrap();
     let node = stage.node(&[]).await.unwrap();

@@ -13,7 +13,7 @@ use crate::event::WatcherEvent;
 /// Until it is tried again to let contracts take fees: the account may have no money for gas yet.
 const ALLOW_AGAIN: Duration = Duration::from_secs(15);
 /// Until a withdrawal that failed is tried again.
-const WITHDRAW_AGAIN: Duration = Duration::from_secs(10);
+const WITHDRAW_AGAIN: Duration = Duration::from_secs(5);
 
 /// Transactions that let contracts take fees, and why one could not be sent.
 pub(super) type Allowed = (Vec<Receipt>, Result<(), String>);
@@ -129,13 +129,13 @@ impl<F: FnMut(&WatcherEvent) + Send> Watcher<F> {
                 debt.after_block = debt.after_block.max(receipt.block);
                 self.tell(WatcherEvent::Sent { job: None, call: "withdraw".into(), tx: tx(&receipt) });
             }
-            // Another withdrawal came first.
-            Err(e) if e.revert().is_some_and(|r| !r.is_the_tokens()) => {
-                tracing::debug!(?purse, error = %e, "nothing to collect")
-            }
             Err(e) => {
                 debt.not_before = Some(Instant::now() + WITHDRAW_AGAIN);
-                self.error(None, format!("withdrawing: {e}"));
+                match e.revert() {
+                    // Another withdrawal came first.
+                    Some(r) if !r.is_the_tokens() => tracing::debug!(?purse, error = %e, "nothing to collect"),
+                    _ => self.error(None, format!("withdrawing: {e}")),
+                }
             }
         }
     }
