@@ -480,7 +480,7 @@ impl Inner {
             }
         } else if !watch.known {
             // Resumed, reorganised, or lost from the queue.
-            self.rebroadcast(entry).await?;
+            self.rebroadcast(key, entry).await?;
             watch.known = true;
         } else if watch.asked.elapsed() >= IMPATIENCE {
             watch.asked = Instant::now();
@@ -558,12 +558,27 @@ impl Inner {
         Ok(deep.then_some(receipt))
     }
 
-    async fn rebroadcast(&self, entry: &Entry) -> Result<()> {
-        let Some(signed) = entry.signed.last() else { return Ok(()) };
-        match self.broadcast(&entry.label, &signed.raw).await {
-            Ok(_) => Ok(()),
-            Err(e) if e.is_transient() => Ok(()),
-            Err(e) => Err(e),
+    /// Sends what was signed last; if that costs more than there is, and more than is asked by now, the same for what is asked now.
+    async fn rebroadcast(&self, key: &str, entry: &mut Entry) -> Result<()> {
+        let Some(last) = entry.signed.last() else { return Ok(()) };
+        let refused = match self.broadcast(&entry.label, &last.raw).await {
+            Ok(_) => return Ok(()),
+            Err(e) if e.is_transient() => return Ok(()),
+            Err(e) => e,
+        };
+        let (was, now) = (last.fees, self.fees().await?);
+        if !matches!(refused, Error::Funds { .. }) || now.max() >= was.max() {
+            return Err(refused);
+        }
+        // The dear one stays in the journal: somebody may have it, and it is as good.
+        let signed = self.signed(entry.to, &entry.data, entry.value, entry.gas, entry.nonce, now).await?;
+        tracing::info!(key, nonce = entry.nonce, fee = now.max(), hash = %signed.hash, "fees have fallen: signed anew");
+        let raw = signed.raw.clone();
+        entry.signed.push(signed);
+        self.store.put(OPEN, key, entry)?;
+        match self.broadcast(&entry.label, &raw).await {
+            Err(e) if !e.is_transient() => Err(e),
+            _ => Ok(()),
         }
     }
 
@@ -573,13 +588,13 @@ impl Inner {
         let fees = entry.signed.last().map_or(now, |s| s.fees.raised(now));
         if let Err(e) = self.check_limit(fees) {
             tracing::warn!(key, error = %e, "transaction is stuck");
-            return self.rebroadcast(entry).await;
+            return self.rebroadcast(key, entry).await;
         }
         let signed = self.signed(entry.to, &entry.data, entry.value, entry.gas, entry.nonce, fees).await?;
         tracing::warn!(key, nonce = entry.nonce, fee = fees.max(), hash = %signed.hash, "no block took it: raising the fee");
         entry.signed.push(signed);
         self.store.put(OPEN, key, entry)?;
-        match self.rebroadcast(entry).await {
+        match self.rebroadcast(key, entry).await {
             // An older one may still be mined; the balance may allow only that.
             Err(e @ Error::Funds { .. }) => {
                 tracing::warn!(key, error = %e, "cannot raise the fee");

@@ -159,6 +159,51 @@ async fn stuck_transactions_are_replaced_and_survive_a_crash() {
     assert_eq!(chain.provider().get_transaction_count(key.address()).await.unwrap(), 2);
 }
 
+/// Fees rise beyond what there is, and fall again.
+#[tokio::test]
+async fn a_fee_that_was_raised_beyond_the_money_comes_down_again() {
+    let net = devnet().await;
+    let dir = tempfile::tempdir().unwrap();
+    let key = net.account(10 * UNIT).await;
+    let store = Store::open(dir.path().join("s.redb"), &net.chain().await).unwrap();
+    let options = SenderOptions { bump_after: Duration::from_secs(1), ..SenderOptions::default() };
+    let sender = Sender::new(net.chain().await, key, store, options);
+    net.rpc("evm_setAutomine", json!([false])).await;
+    // For a whole transfer at this price ten times the money would not do.
+    let beyond = U256::from(10 * 1_000 * UNIT / 50_000);
+    let (dear, cheap) = (json!([beyond]), json!([U256::from(1_000_000_000)]));
+    let mine = async |fee: &Value| {
+        net.rpc("anvil_setNextBlockBaseFeePerGas", fee.clone()).await;
+        net.rpc("evm_mine", json!([])).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    };
+    let intent = transfer(&net.deployment, "pay", NOWHERE, 7);
+    // Whoever wants it asks again while there is no money for it.
+    let paid = async {
+        loop {
+            match sender.send(&intent).await {
+                Err(Error::Funds { .. }) => tokio::time::sleep(Duration::from_millis(100)).await,
+                other => return other,
+            }
+        }
+    };
+    let fees = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for _ in 0..12 {
+            mine(&dear).await;
+        }
+        net.rpc("anvil_dropAllTransactions", json!([])).await;
+        for _ in 0..60 {
+            mine(&cheap).await;
+        }
+    };
+    tokio::select! {
+        paid = paid => drop(paid.unwrap()),
+        () = fees => panic!("it waits for ever"),
+    }
+    assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(7));
+}
+
 #[tokio::test]
 async fn two_agents_on_one_key_do_not_lose_transactions() {
     let net = devnet().await;
