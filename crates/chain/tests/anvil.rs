@@ -283,7 +283,7 @@ async fn what_may_have_to_happen_again_happens_again_and_what_is_on_its_way_does
     assert_eq!(paid().await, U256::from(28));
 }
 
-/// One that was in a block is queued again by a reorganisation, and its fee is too low by now: nobody asks for it any more.
+/// One that was in a block is queued again by a reorganisation, and no block takes it: nobody asks for it any more.
 #[tokio::test]
 async fn a_transaction_that_others_wait_for_gets_a_higher_fee_though_nobody_follows_it() {
     let net = devnet().await;
@@ -297,22 +297,21 @@ async fn a_transaction_that_others_wait_for_gets_a_higher_fee_though_nobody_foll
     net.rpc("evm_setAutomine", json!([false])).await;
     net.rpc("anvil_rollback", json!([1])).await;
     net.rpc("eth_sendRawTransaction", json!([raw])).await;
-    let dear = U256::from(first.gas_price) * U256::from(50);
-    net.rpc("anvil_setNextBlockBaseFeePerGas", json!([dear])).await;
     let second = transfer(&net.deployment, "second", NOWHERE, 1);
-    let second = sender.send(&second);
-    let mines = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
+    let raised = async {
         for _ in 0..60 {
-            net.rpc("anvil_setNextBlockBaseFeePerGas", json!([dear])).await;
-            net.rpc("evm_mine", json!([])).await;
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            tokio::time::sleep(Duration::from_millis(250)).await;
+            let queued = net.rpc("eth_getTransactionByHash", json!([first.hash])).await;
+            if queued.is_null() {
+                net.rpc("evm_setAutomine", json!([true])).await;
+                net.rpc("evm_mine", json!([])).await;
+                return;
+            }
         }
+        panic!("no block takes it, and its fee stays");
     };
-    tokio::select! {
-        sent = second => drop(sent.unwrap()),
-        () = mines => panic!("it waits for ever"),
-    }
+    let (sent, ()) = tokio::join!(sender.send(&second), raised);
+    sent.unwrap();
     assert_eq!(sender.chain().token().balanceOf(NOWHERE).call().await.unwrap(), U256::from(8));
 }
 
