@@ -566,23 +566,32 @@ impl Inner {
             Err(e) if e.is_transient() => return Ok(()),
             Err(e) => e,
         };
-        let (was, now) = (last.fees, self.fees().await?);
-        if !matches!(refused, Error::Funds { .. }) || now.max() >= was.max() {
+        if !matches!(refused, Error::Funds { .. }) {
             return Err(refused);
         }
-        // The dear one stays in the journal: somebody may have it, and it is as good.
-        let signed = self.signed(entry.to, &entry.data, entry.value, entry.gas, entry.nonce, now).await?;
-        tracing::info!(key, nonce = entry.nonce, fee = now.max(), hash = %signed.hash, "fees have fallen: signed anew");
-        let raw = signed.raw.clone();
-        entry.signed.push(signed);
-        self.store.put(OPEN, key, entry)?;
+        let (was, now) = (last.fees, self.fees().await?);
+        if now.max() >= was.max() {
+            return Err(refused);
+        }
+        let raw = self.reprice(key, entry, now, "fees have fallen: lowering the fee").await?;
         match self.broadcast(&entry.label, &raw).await {
             Err(e) if !e.is_transient() => Err(e),
             _ => Ok(()),
         }
     }
 
-    /// Signs the same call with the same nonce and higher fees.
+    /// Signs the same call with the same nonce and other fees. Those before stay in the journal: somebody may have them, and they are as
+    /// good.
+    async fn reprice(&self, key: &str, entry: &mut Entry, fees: Fees, why: &str) -> Result<Bytes> {
+        let signed = self.signed(entry.to, &entry.data, entry.value, entry.gas, entry.nonce, fees).await?;
+        tracing::warn!(key, nonce = entry.nonce, fee = fees.max(), hash = %signed.hash, "{why}");
+        let raw = signed.raw.clone();
+        entry.signed.push(signed);
+        self.store.put(OPEN, key, entry)?;
+        Ok(raw)
+    }
+
+    /// Sends it with higher fees.
     async fn bump(&self, key: &str, entry: &mut Entry) -> Result<()> {
         let now = self.fees().await?;
         let fees = entry.signed.last().map_or(now, |s| s.fees.raised(now));
@@ -590,10 +599,7 @@ impl Inner {
             tracing::warn!(key, error = %e, "transaction is stuck");
             return self.rebroadcast(key, entry).await;
         }
-        let signed = self.signed(entry.to, &entry.data, entry.value, entry.gas, entry.nonce, fees).await?;
-        tracing::warn!(key, nonce = entry.nonce, fee = fees.max(), hash = %signed.hash, "no block took it: raising the fee");
-        entry.signed.push(signed);
-        self.store.put(OPEN, key, entry)?;
+        self.reprice(key, entry, fees, "no block took it: raising the fee").await?;
         match self.rebroadcast(key, entry).await {
             // An older one may still be mined; the balance may allow only that.
             Err(e @ Error::Funds { .. }) => {

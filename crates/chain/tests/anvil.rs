@@ -165,9 +165,8 @@ async fn a_fee_that_was_raised_beyond_the_money_comes_down_again() {
     let net = devnet().await;
     let dir = tempfile::tempdir().unwrap();
     let key = net.account(10 * UNIT).await;
-    let store = Store::open(dir.path().join("s.redb"), &net.chain().await).unwrap();
-    let options = SenderOptions { bump_after: Duration::from_secs(1), ..SenderOptions::default() };
-    let sender = Sender::new(net.chain().await, key, store, options);
+    let impatient = SenderOptions { bump_after: Duration::from_secs(1), ..SenderOptions::default() };
+    let sender = net.sender_with(key, dir.path(), impatient).await;
     net.rpc("evm_setAutomine", json!([false])).await;
     // For a whole transfer at this price ten times the money would not do.
     let beyond = U256::from(10 * 1_000 * UNIT / 50_000);
@@ -289,9 +288,8 @@ async fn a_transaction_that_others_wait_for_gets_a_higher_fee_though_nobody_foll
     let net = devnet().await;
     let dir = tempfile::tempdir().unwrap();
     let key = net.account(10 * UNIT).await;
-    let store = Store::open(dir.path().join("s.redb"), &net.chain().await).unwrap();
-    let options = SenderOptions { bump_after: Duration::from_secs(1), ..SenderOptions::default() };
-    let sender = Sender::new(net.chain().await, key, store, options);
+    let impatient = SenderOptions { bump_after: Duration::from_secs(1), ..SenderOptions::default() };
+    let sender = net.sender_with(key, dir.path(), impatient).await;
     let first = sender.send(&transfer(&net.deployment, "first", NOWHERE, 7)).await.unwrap();
     let raw = net.rpc("eth_getRawTransactionByHash", json!([first.hash])).await;
     net.rpc("evm_setAutomine", json!([false])).await;

@@ -214,9 +214,14 @@ impl Devnet {
 
     /// A sender with its journal in `dir`.
     pub async fn sender(&self, key: PrivateKeySigner, dir: &Path) -> Sender {
+        self.sender_with(key, dir, SenderOptions::default()).await
+    }
+
+    /// [`Self::sender`], behaving so.
+    pub async fn sender_with(&self, key: PrivateKeySigner, dir: &Path, options: SenderOptions) -> Sender {
         let chain = self.chain().await;
         let store = Store::open(dir.join(format!("{}.redb", key.address())), &chain).unwrap();
-        Sender::new(chain, key, store, SenderOptions::default())
+        Sender::new(chain, key, store, options)
     }
 }
 
